@@ -1,0 +1,20 @@
+"""Stage 2: train students from stored labels. Public names are imported when first used."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "FitRequest": "trainer.request",
+    "FitResult": "trainer.run",
+    "Method": "trainer.methods",
+    "evaluate": "trainer.evaluate",
+    "fit": "trainer.run",
+    "plan_epoch": "trainer.plan",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,97 @@
+"""Checkpoints: the whole state of a run, and the student alone in safetensors.
+
+Both are written beside their final name and renamed, so a killed run leaves the last good one.
+`torch.load` is only ever called with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from storage.errors import StoreMismatch, TrainingError, UsageError
+from trainer import models
+from trainer.config import StudentConfig, TrainConfig, differences
+
+CHECKPOINT_NAME = "checkpoint.pt"
+STUDENT_NAME = "student.safetensors"
+METADATA_KEY = "teachonce"  # in the safetensors header; labelgen reads it from teachers
+
+
+def replace_atomically(temporary: Path, final: Path) -> None:
+    """Make a completely written file appear under its name, surviving a crash."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)
+
+
+def save_student(
+    path: Path, student: nn.Module, config: StudentConfig, provenance: dict[str, Any]
+) -> None:
+    """Write the student's weights alone; the header says how to build and feed it."""
+    header = {**config.to_json(), "provenance": provenance}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in student.state_dict().items()}
+    temporary = path.with_name(path.name + ".part")
+    save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(header)})
+    replace_atomically(temporary, path)
+
+
+def load_student(path: Path) -> tuple[nn.Module, StudentConfig]:
+    """Build a student from its safetensors file.
+
+    Raises:
+        UsageError: no such file, or one that `trainer fit` did not write.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} can't be read as a student's safetensors: {error}") from error
+    if header is None:
+        raise UsageError(
+            f"{path} does not say which network it is (no {METADATA_KEY!r} entry in its header): "
+            "give a student.safetensors written by `trainer fit`"
+        )
+    config = StudentConfig.from_json(json.loads(header))
+    student = models.create(config.arch, config.num_classes)
+    student.load_state_dict(tensors)
+    return student, config
+
+
+def save_checkpoint(path: Path, config: TrainConfig, state: dict[str, Any]) -> None:
+    """Write the state of a run (tensors and plain values only)."""
+    temporary = path.with_name(path.name + ".part")
+    torch.save({"config": json.dumps(config.to_json()), **state}, temporary)
+    replace_atomically(temporary, path)
+
+
+def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
+    """Read the state of a run that had the same settings and data.
+
+    Raises:
+        TrainingError: the file is damaged.
+        StoreMismatch: it belongs to a run with other settings; each is named.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = json.loads(state["config"])
+    except Exception as error:  # torch raises many types on damaged files
+        raise TrainingError(
+            f"{path} is damaged and can't be resumed from ({str(error).splitlines()[0]}): "
+            "start over with --overwrite, or give another --out"
+        ) from error
+    other = differences(json.loads(json.dumps(config.to_json())), theirs)
+    if other:
+        raise StoreMismatch(
+            f"{path} is of another run ({'; '.join(other)}): repeat its settings to resume, "
+            "give another --out, or start over with --overwrite"
+        )
+    return dict(state)

@@ -1,0 +1,198 @@
+"""The `trainer` command: pack images, fit a student, evaluate it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from storage.cli_common import (
+    device_option,
+    json_option,
+    overwrite_option,
+    print_result,
+    resolve_data,
+    run_cli,
+    sampler_from_options,
+    seed_option,
+    view_options,
+    workers_option,
+)
+from trainer.config import LABEL_TYPES, METHODS, OPTIMIZERS, PRECISIONS
+
+FILE = click.Path(path_type=Path)
+
+
+@click.group()
+def cli() -> None:
+    """Train students from stored labels, without the teacher."""
+
+
+@cli.command()
+@click.option("--data", help="Image folder [default: $TEACHONCE_DATA, else ./data].")
+@click.option("--out", type=FILE, help="The .beton to write [default: FOLDER.beton].")
+@workers_option
+@overwrite_option
+@json_option
+def pack(data: str | None, out: Path | None, workers: int | None, overwrite: bool,
+         as_json: bool) -> None:  # fmt: skip
+    """Pack an image folder into a .beton: source JPEG bytes unchanged, checked, with digests."""
+    import os
+
+    from storage.images import scan_folder
+    from trainer.replay.beton import pack as pack_folder
+
+    folder = scan_folder(resolve_data(data))
+    out = out or Path(f"{folder.root.resolve().name}.beton")
+    report = pack_folder(folder, out, workers=workers or os.cpu_count() or 1, overwrite=overwrite)
+    print_result(report.to_json(), as_json, report.to_text())
+
+
+@cli.command()
+@click.option("--labels", type=FILE, help="Label store, as `labelgen run` wrote it.")
+@click.option("--data", help="Image folder or .beton [default: where the store was made from].")
+@click.option("--val", type=FILE, help="ImageFolder tree to evaluate on after each epoch.")
+@click.option("--out", type=FILE, help="Run folder [default: runs/METHOD-STUDENT].")
+@click.option(
+    "--method", type=click.Choice(METHODS), help="[default: fkd with --labels, else supervised]"
+)
+@click.option("--student", help="r18, tv:NAME, timm:NAME, resnet20 ... [default: by image size]")
+@click.option("--teacher", help="Which labels of a store with several.")
+@click.option("--size", type=int, help="Side of the student's crops [default: the teacher's].")
+@click.option(
+    "--epochs", type=int, help="Passes over the images [default: until all stored views are used]."
+)
+@click.option("--batch-size", type=int, help="Crops a step [default: 128 on cpu, 1024 on cuda].")
+@click.option(
+    "--views-per-image", type=click.IntRange(1), help="Views of an image in a step [default: 4]."
+)
+@view_options
+@click.option(
+    "--label-type",
+    type=click.Choice(LABEL_TYPES),
+    default=LABEL_TYPES[0],
+    show_default=True,
+    help="How stored labels are read.",
+)
+@click.option(
+    "--label-k", type=click.IntRange(1), help="Classes to keep of the stored ones [default: all]."
+)
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="Of the student's softmax."
+)
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True)
+@click.option(
+    "--lr",
+    type=float,
+    help="Peak learning rate [default: 0.1 per 512 crops; adamw 0.002 per 1024].",
+)
+@click.option("--weight-decay", type=float, help="[default: 1e-4; adamw 0.05]")
+@click.option("--warmup-epochs", type=float, help="[default: 1/60 of the epochs]")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="[default: bf16 on cuda, else fp32]"
+)
+@click.option(
+    "--loader",
+    type=click.Choice(["ffcv", "torch"]),
+    default="ffcv",
+    show_default=True,
+    help="torch: plain DataLoader, same pixels, slower.",
+)
+@device_option
+@workers_option
+@seed_option
+@overwrite_option
+@json_option
+def fit(
+    labels: Path | None,
+    views: str,
+    scale: tuple[float, float],
+    padding: int,
+    flip: bool,
+    workers: int | None,
+    as_json: bool,
+    **options: object,
+) -> None:
+    """Train a student. The same command again resumes a stopped run.
+
+    --views, --scale, --padding and --flip say how crops are drawn without --labels; with labels
+    the stored crops are replayed.
+    """
+    import os
+
+    from trainer.request import FitRequest
+    from trainer.run import fit as run_fit
+
+    sampler = sampler_from_options(views, scale, padding, flip)
+    request = FitRequest(
+        labels=labels, sampler=sampler, workers=workers or os.cpu_count() or 1, **options
+    )
+    result = run_fit(request)
+    print_result(result.to_json(), as_json, _fit_text(result))
+
+
+def _fit_text(result) -> str:
+    from storage.progress import format_seconds
+    from trainer.report import format_table
+
+    rows = [
+        ("student", f"{result.student.arch}, {result.parameters / 1e6:.2f} M parameters"),
+        ("trained", f"{result.epochs} epochs, {result.steps} steps"),
+    ]
+    if result.crops:
+        rate = result.crops / max(1e-9, result.seconds)
+        rows.append(("time", f"{format_seconds(result.seconds)}, {rate:,.1f} crops/s"))
+    if result.final_loss is not None:
+        rows.append(("loss", f"{result.final_loss:.4f}"))
+    if result.evaluation is not None:
+        rows.append(("validation", _evaluation_text(result.evaluation)))
+    rows += [("note", note) for note in result.notes]
+    rows.append(("files", f"{result.out}/student.safetensors, metrics.jsonl, curves.png"))
+    return format_table("done", rows)
+
+
+def _evaluation_text(evaluation) -> str:
+    text = (
+        f"top-1 {100 * evaluation.top1:.2f} %, top-5 {100 * evaluation.top5:.2f} %, "
+        f"loss {evaluation.loss:.4f} on {evaluation.num_images} images"
+    )
+    return text + (f" ({evaluation.masked} unreadable, left out)" if evaluation.masked else "")
+
+
+@cli.command()
+@click.argument("checkpoint", type=FILE)
+@click.option("--val", type=FILE, required=True, help="ImageFolder tree.")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@device_option
+@workers_option
+@json_option
+def evaluate(checkpoint: Path, val: Path, batch_size: int, device: str, workers: int | None,
+             as_json: bool) -> None:  # fmt: skip
+    """Evaluate a student.safetensors on a folder of labelled images."""
+    import os
+
+    import torch
+
+    from storage.images import scan_folder
+    from trainer.checkpoint import load_student
+    from trainer.evaluate import evaluate as run_evaluation
+    from trainer.inputs import resolve_device
+
+    where = resolve_device(device)
+    student, config = load_student(checkpoint)
+    student = student.to(where, memory_format=torch.channels_last)
+    result = run_evaluation(
+        student,
+        scan_folder(val),
+        config,
+        device=where,
+        batch_size=batch_size,
+        workers=workers or os.cpu_count() or 1,
+    )
+    print_result(asdict(result), as_json, f"{config.arch}: {_evaluation_text(result)}")
+
+
+def main() -> None:
+    """Entry point."""
+    run_cli(cli, "trainer")

@@ -1,0 +1,265 @@
+"""The student's data: images of a beton joined by content with the rows of a label store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from storage import LabelStore
+from storage.errors import StoreMismatch, TrainingError, UsageError
+from storage.images import ImageStatus
+from trainer.batch import Batch, TopKTarget
+from trainer.config import LabelConfig, StudentConfig
+from trainer.labels import as_label_type, decode_topk
+from trainer.plan import EpochPlan
+from trainer.replay.beton import Beton
+
+
+@dataclass(frozen=True)
+class EpochTables:
+    """What one epoch replays, indexed by beton row.
+
+    Attributes:
+        box: uint16 [R, V, 4]; flip: uint8 [R, V].
+        index, code: [R, V, k] and tail: [R, V] stored label codes, or None without a store.
+    """
+
+    box: npt.NDArray[np.uint16]
+    flip: npt.NDArray[np.uint8]
+    index: npt.NDArray[np.uint16] | None = None
+    code: npt.NDArray[np.uint8] | None = None
+    tail: npt.NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows of a beton that take part, where their views come from, and their labels.
+
+    Attributes:
+        rows: int64 [n] beton rows that take part, ascending.
+        digests: uint8 [R, 32] content digests by beton row, from the *label* side: what the
+            loader's own digests are compared with on every batch.
+        target: int64 [R] hard class by beton row.
+        tables: epoch number and plan -> the views and labels of that epoch.
+        stored_views: M views to plan over.
+        code_step: nats per label code, None without labels.
+    """
+
+    beton: Beton
+    rows: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint8]
+    target: npt.NDArray[np.int64]
+    tables: Callable[[int, EpochPlan], EpochTables]
+    stored_views: int
+    interpolation: str
+    padding: int
+    code_step: float | None
+    notes: tuple[str, ...] = ()
+
+
+def match_rows(
+    digests: npt.NDArray[np.uint8], known: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.int64]:
+    """Row in `known` [N, 32] of every digest [R, 32], -1 where there is none.
+
+    Equal files have equal digests and equal labels, so the first of several rows serves.
+    """
+    row_of: dict[bytes, int] = {}
+    for row, digest in enumerate(known):
+        row_of.setdefault(digest.tobytes(), row)
+    return np.array([row_of.get(digest.tobytes(), -1) for digest in digests], dtype=np.int64)
+
+
+def join_store(beton: Beton, store: LabelStore, teacher: str | None) -> TrainingData:
+    """Join a beton with a label store by the content of the images.
+
+    Args:
+        teacher: name of the labels to read, None when the method reads none.
+    Raises:
+        StoreMismatch: no image of the beton is in the store.
+    """
+    images = store.read_images()
+    labelled = np.asarray(images.status) == ImageStatus.OK
+    store_row = match_rows(beton.digests, images.digest)
+    matched = store_row >= 0
+    if not matched.any():
+        raise StoreMismatch(
+            f"{store.path} was made for other images: none of its {len(images.status)} is among "
+            f"the {beton.num_rows} of the training data (example: {beton.keys[0]}); give the "
+            "labelled images with --data, or label these with `labelgen run`"
+        )
+    usable = matched & labelled[store_row] & (np.asarray(beton.status) == ImageStatus.OK)
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        raise StoreMismatch(
+            f"{store.path}: every image that it shares with the training data is masked as "
+            "unreadable; nothing can be trained on"
+        )
+    digests = np.zeros_like(beton.digests)
+    digests[rows] = images.digest[store_row[rows]]
+
+    def tables(_epoch: int, plan: EpochPlan) -> EpochTables:
+        plane = store.read_plane(plan.first_view, plan.num_views, teacher)
+        spread = _spread_rows(rows, store_row[rows], beton.num_rows)
+        if teacher is None:
+            return EpochTables(spread(plane.box), spread(plane.flip))
+        return EpochTables(*(spread(a) for a in (plane.box, plane.flip, plane.index, plane.code,
+                                                 plane.tail)))  # fmt: skip
+
+    spec = store.spec
+    missing = int((~matched).sum())
+    masked = beton.num_rows - missing - len(rows)
+    notes = (
+        *(
+            (f"{missing} of {beton.num_rows} images are not in the store: left out",)
+            * (missing > 0)
+        ),
+        *((f"{masked} images are masked as unreadable: left out",) * (masked > 0)),
+    )
+    return TrainingData(
+        beton=beton,
+        rows=rows,
+        digests=digests,
+        target=np.asarray(beton.targets, dtype=np.int64),
+        tables=tables,
+        stored_views=spec.num_views,
+        interpolation=spec.pixel.interpolation,
+        padding=spec.pixel.padding,
+        code_step=None if teacher is None else spec.teachers[teacher].codec.step,
+        notes=notes,
+    )
+
+
+def _spread_rows(
+    rows: npt.NDArray[np.int64], source_rows: npt.NDArray[np.int64], num_rows: int
+) -> Callable[[npt.NDArray], npt.NDArray]:
+    """Function that lays store-ordered values out by beton row (rows left out stay zero)."""
+
+    def spread(values: npt.NDArray) -> npt.NDArray:
+        out = np.zeros((num_rows, *values.shape[1:]), dtype=values.dtype)
+        out[rows] = values[source_rows]
+        return out
+
+    return spread
+
+
+def fresh_views(beton: Beton, sampler, seed: int, views_per_image: int) -> TrainingData:
+    """Views drawn anew for every epoch, without a store (supervised training).
+
+    Epoch e takes views e*V .. e*V + V - 1 of the sampler; a sampler with finitely many views
+    starts again when they are used up.
+    """
+    rows = np.flatnonzero(np.asarray(beton.status) == ImageStatus.OK)
+    if not len(rows):
+        raise UsageError(f"none of the {beton.num_rows} images can be decoded")
+    distinct = getattr(sampler, "distinct_views", None)
+    if distinct is not None and views_per_image > distinct:
+        raise UsageError(f"--views-per-image is {views_per_image}; there are {distinct} views")
+    period = distinct // views_per_image if distinct is not None else None
+
+    def tables(epoch: int, plan: EpochPlan) -> EpochTables:
+        box = np.zeros((beton.num_rows, plan.num_views, 4), dtype=np.uint16)
+        flip = np.zeros((beton.num_rows, plan.num_views), dtype=np.uint8)
+        first = (epoch if period is None else epoch % period) * plan.num_views
+        for row in rows:
+            height, width = (int(side) for side in beton.sizes[row])
+            digest = beton.digests[row].tobytes()
+            views = sampler.draw(seed, digest, height, width, first, plan.num_views)
+            box[row], flip[row] = views.box, views.flip
+        return EpochTables(box, flip)
+
+    masked = beton.num_rows - len(rows)
+    return TrainingData(
+        beton=beton,
+        rows=rows,
+        digests=np.asarray(beton.digests),
+        target=np.asarray(beton.targets, dtype=np.int64),
+        tables=tables,
+        stored_views=views_per_image,
+        interpolation="bilinear",
+        padding=sampler.padding,
+        code_step=None,
+        notes=(f"{masked} images are masked as unreadable: left out",) if masked else (),
+    )
+
+
+@dataclass
+class BatchSource:
+    """Turns replayed uint8 crops into the normalised, labelled batches of an epoch."""
+
+    data: TrainingData
+    student: StudentConfig
+    labels: LabelConfig | None
+    device: torch.device
+    failed: set[int] = field(default_factory=set)  # beton rows whose decode failed while training
+
+    def __post_init__(self) -> None:
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(self.student.mean, device=self.device).view(shape) * 255.0
+        self._std = torch.tensor(self.student.std, device=self.device).view(shape) * 255.0
+
+    def epoch(
+        self, loader, epoch: int, plan: EpochPlan, step_images: int, first_step: int = 0
+    ) -> Iterator[Batch]:
+        """Batches of one epoch from `first_step` on; images left over at the end are dropped."""
+        tables = self.data.tables(epoch, plan)
+        whole = len(plan.order) // step_images * step_images
+        rows = self.data.rows[plan.order[first_step * step_images : whole]]
+        for replayed in loader.epoch(rows, tables.box, tables.flip):
+            self._check_identity(replayed.rows, replayed.digests)
+            keep = ~np.asarray(replayed.failed)
+            if not keep.all():
+                self.failed.update(int(row) for row in replayed.rows[~keep])
+            if keep.any():
+                yield self._batch(replayed.images, np.asarray(replayed.rows), keep, tables)
+
+    def failure_notes(self) -> tuple[str, ...]:
+        """One line on the images whose decode failed while training, if any did."""
+        names = [self.data.beton.keys[row] for row in sorted(self.failed)]
+        if not names:
+            return ()
+        return (f"{len(names)} images failed to decode while training: {', '.join(names[:5])}",)
+
+    def _check_identity(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
+        """The images that were decoded are the images whose labels are about to be used."""
+        wrong = (self.data.digests[rows] != digests).any(axis=1)
+        if wrong.any():
+            row = int(rows[np.flatnonzero(wrong)[0]])
+            raise TrainingError(
+                f"image {self.data.beton.keys[row]} of the beton is not the one its label was "
+                "made for (content digests differ): pack the images again with `trainer pack`"
+            )
+
+    def _batch(
+        self, images: Tensor, rows: npt.NDArray[np.int64], keep: npt.NDArray, tables: EpochTables
+    ) -> Batch:
+        if not keep.all():
+            images, rows = images[torch.from_numpy(keep)], rows[keep]
+        views = images.shape[1]
+        target = torch.from_numpy(np.repeat(self.data.target[rows], views)).to(self.device)
+        return Batch(self._normalise(images), target, self._labels(rows, tables))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """uint8 [b, V, S, S, 3] -> float32 [b*V, 3, S, S] in channels_last order."""
+        images = images.flatten(0, 1).to(self.device, non_blocking=True)
+        return images.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
+
+    def _labels(self, rows: npt.NDArray[np.int64], tables: EpochTables) -> TopKTarget | None:
+        if tables.index is None or tables.code is None or tables.tail is None:
+            return None
+        assert self.labels is not None and self.data.code_step is not None
+        k = tables.index.shape[-1]
+        index = torch.from_numpy(tables.index[rows].reshape(-1, k).astype(np.int64))
+        code = torch.from_numpy(tables.code[rows].reshape(-1, k)).to(self.device)
+        tail_code = torch.from_numpy(tables.tail[rows].reshape(-1)).to(self.device)
+        probs, tail = decode_topk(code, tail_code, self.data.code_step)
+        return TopKTarget(
+            *as_label_type(
+                self.labels.label_type, self.labels.top_k, index.to(self.device), probs, tail
+            )
+        )

@@ -1,0 +1,131 @@
+"""Finding and checking what a run is made of: device, label store, images, beton."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage import LabelStore
+from storage.cli_common import resolve_data
+from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
+from storage.images import ImageFolder, scan_folder
+from storage.verify import verify
+from trainer.replay.beton import Beton, pack
+from trainer.replay.epoch import ReplayLoader
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device is {name!r}, but torch finds no CUDA device: use --device cpu")
+    return device
+
+
+def open_labels(path: Path) -> LabelStore:
+    """Open a sealed store whose files are all there and of the right size.
+
+    Raises:
+        IncompleteStore: blocks are missing, or it was never sealed.
+        CorruptStore: files are missing, truncated or foreign.
+    """
+    store = LabelStore.open(path)
+    missing = [] if store.is_sealed else store.missing_blocks()
+    if missing:
+        raise IncompleteStore(
+            f"{path} is incomplete: {len(missing)} of {store.blocks} blocks are not labelled; run "
+            "the same `labelgen run` again to finish it"
+        )
+    if not store.is_sealed:
+        raise IncompleteStore(f"{path} is complete but not sealed: run `labelstore seal {path}`")
+    problems = verify(path, full=False).problems
+    if problems:
+        first = problems[0]
+        raise CorruptStore(
+            f"{path}: {first.path}: {first.detail} ({len(problems)} problems in all; see "
+            f"`labelstore verify {path}`)"
+        )
+    return store
+
+
+def choose_teacher(store: LabelStore, name: str | None) -> str:
+    """Name of the labels to learn from: the only teacher, or the one asked for."""
+    names = sorted(store.spec.teachers)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name in names:
+        return str(name)
+    asked = f"no labels of teacher {name!r}" if name else "labels of several teachers"
+    raise UsageError(f"{store.path} holds {asked}: choose with --teacher {'|'.join(names)}")
+
+
+def find_images(data: str | None, store: LabelStore | None) -> Path:
+    """Image folder or beton: `--data`, else the store's local hint, else the default folder.
+
+    Raises:
+        UsageError: there is nothing at the place that was given or found.
+    """
+    if data is None and store is not None:
+        hint = store.local_data_folder()
+        if hint is not None:
+            return hint
+    return resolve_data(data)
+
+
+def open_images(path: Path, cache: Path, workers: int, overwrite: bool = False) -> Beton:
+    """A beton, or the beton packed from an image folder and kept at `cache`.
+
+    A cached beton is used again while the folder's names, sizes and times stay the same.
+    """
+    if path.is_file():
+        return Beton.open(path)
+    folder = scan_folder(path)
+    stamp_path = cache.with_name(cache.name + ".stamp")
+    stamp = _folder_stamp(folder)
+    if cache.exists() and stamp_path.exists() and not overwrite:
+        if json.loads(stamp_path.read_text()).get("folder") == stamp:
+            return Beton.open(cache)
+        print(f"{path} has changed since it was packed: packing again", file=sys.stderr)
+    elif cache.exists() and not stamp_path.exists():
+        raise StoreError(
+            f"{cache} is in the way of packing {path}: give it with --data {cache} to train on "
+            "it, or move it away"
+        )
+    stamp_path.unlink(missing_ok=True)
+    pack(folder, cache, workers=workers, overwrite=True)
+    stamp_path.write_text(json.dumps({"folder": stamp}))
+    return Beton.open(cache)
+
+
+def _folder_stamp(folder: ImageFolder) -> str:
+    """Hash of every image's name, size and time of change: cheap, and never trusted as identity."""
+    digest = hashlib.sha256(str(folder.root.resolve()).encode())
+    for row, key in enumerate(folder.keys):
+        status = folder.path(row).stat()
+        digest.update(f"{key}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def create_loader(kind: str, beton: Beton, **settings: Any) -> ReplayLoader:
+    """The replay loader: `ffcv`, or `torch` (same pixels, slower, needs no FFCV)."""
+    if kind == "torch":
+        from trainer.replay.torch_loader import TorchReplayLoader
+
+        return TorchReplayLoader(beton, **settings)
+    try:
+        from trainer.replay.ffcv_loader import FFCVReplayLoader
+    except (ImportError, OSError) as error:
+        raise UsageError(
+            f"FFCV can't be loaded ({error}): run ./scripts/setup.sh, or use --loader torch"
+        ) from error
+    return FFCVReplayLoader(beton, **settings)

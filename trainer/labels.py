@@ -1,0 +1,54 @@
+"""Stored top-k labels as tensors: the device's fast path of `storage.codecs` (tested equal)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from storage.errors import UsageError
+
+TAIL_CODES = 254  # storage.codecs: tail mass on an angle scale of 255 codes
+
+
+def decode_topk(code: Tensor, tail_code: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """Probabilities of the kept classes and of the tail.
+
+    Args:
+        code: uint8 [B, k], minus log-probability in steps.
+        tail_code: uint8 [B], tail mass on an angle scale.
+        step: nats per code.
+    Returns:
+        (float32 [B, k], float32 [B]); rows sum to 1.
+    """
+    tail = torch.sin(tail_code.float() * (math.pi / 2 / TAIL_CODES)).square()
+    probs = torch.exp(code.float() * -step)
+    probs = probs * ((1.0 - tail) / probs.sum(-1)).unsqueeze(-1)
+    return probs, tail
+
+
+def as_label_type(
+    label_type: str, top_k: int | None, index: Tensor, probs: Tensor, tail: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One of FKD's label types from a decoded label (Shen & Xing 2022, Sec. 3.3).
+
+    marginal_smoothing keeps the top k and spreads the rest; marginal_renorm rescales the top k
+    to 1; smoothing is marginal_smoothing with k = 1; hard is the first class alone.
+
+    Args:
+        index: int64 [B, k] in falling probability; probs [B, k]; tail [B].
+        top_k: how many of the stored classes to keep, None for all.
+    Returns:
+        (index [B, k'], probs [B, k'], tail [B]).
+    """
+    stored = index.shape[-1]
+    k = 1 if label_type in ("hard", "smoothing") else (top_k or stored)
+    if not 1 <= k <= stored:
+        raise UsageError(f"--label-k is {k}; the store keeps {stored} classes: expected 1 to that")
+    index, kept = index[..., :k], probs[..., :k]
+    if label_type == "hard":
+        return index, torch.ones_like(kept), torch.zeros_like(tail)
+    if label_type == "marginal_renorm":
+        return index, kept / kept.sum(-1, keepdim=True), torch.zeros_like(tail)
+    return index, kept, tail + probs[..., k:].sum(-1)

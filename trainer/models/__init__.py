@@ -1,0 +1,85 @@
+"""Networks by name: torchvision (`tv:`), timm (`timm:`) and the CIFAR families kept here.
+
+Weights are never fetched here: a network is built empty, its weights come from a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from storage.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Short names of common students; `labelgen teachers` lists the teachers' own.
+ALIASES = {
+    "r18": "tv:resnet18",
+    "r34": "tv:resnet34",
+    "r50": "tv:resnet50",
+    "r101": "tv:resnet101",
+    "r152": "tv:resnet152",
+    "mnv2": "tv:mobilenet_v2",
+    "deit-t": "timm:deit_tiny_patch16_224",
+    "vit-s": "timm:vit_small_patch16_224",
+}
+CIFAR_RESNETS = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+
+
+def names() -> list[str]:
+    """Names that `create` takes without a library prefix."""
+    return sorted([*ALIASES, *CIFAR_RESNETS])
+
+
+def canonical_name(name: str) -> str:
+    """Alias written out: `r18` is `tv:resnet18`; other names are returned as they are."""
+    return ALIASES.get(name, name)
+
+
+def create(name: str, num_classes: int) -> nn.Module:
+    """An untrained network with a `num_classes`-way head, initialised from torch's generator.
+
+    Args:
+        name: alias, `tv:NAME`, `timm:NAME` or a CIFAR ResNet (`resnet20`, 32-pixel images).
+        num_classes: width of the head, at least 1.
+    Raises:
+        UsageError: unknown name (the nearest ones are given).
+    """
+    name = canonical_name(name)
+    if name.startswith("tv:"):
+        return _create_torchvision(name.removeprefix("tv:"), num_classes)
+    if name.startswith("timm:"):
+        return _create_timm(name.removeprefix("timm:"), num_classes)
+    if name in CIFAR_RESNETS:
+        from trainer.models.cifar_resnet import CifarResNet
+
+        return CifarResNet(int(name.removeprefix("resnet")), num_classes)
+    raise unknown_name("network", name, names(), "or tv:NAME, timm:NAME")
+
+
+def unknown_name(kind: str, name: str, known: list[str], also: str = "") -> UsageError:
+    """Error for a name nobody knows, with the nearest known ones."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+    also = f" {also}" if also else ""
+    return UsageError(f"unknown {kind} {name!r}; nearest: {', '.join(near)}{also}")
+
+
+def _create_torchvision(name: str, num_classes: int) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("torchvision network", name, known)
+    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name in ("googlenet", "inception_v3"):
+        extra["aux_logits"] = False
+    return models.get_model(name, weights=None, num_classes=num_classes, **extra)
+
+
+def _create_timm(name: str, num_classes: int) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown_name("timm network", name, timm.list_models())
+    return timm.create_model(name, pretrained=False, num_classes=num_classes)
