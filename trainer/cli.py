@@ -41,12 +41,30 @@ def pack(data: str | None, out: Path | None, workers: int | None, overwrite: boo
     import os
 
     from storage.images import scan_folder
-    from trainer.replay.beton import pack as pack_folder
+    from trainer.inputs import pack_with_progress
 
     folder = scan_folder(resolve_data(data))
     out = out or Path(f"{folder.root.resolve().name}.beton")
-    report = pack_folder(folder, out, workers=workers or os.cpu_count() or 1, overwrite=overwrite)
-    print_result(report.to_json(), as_json, report.to_text())
+    report = pack_with_progress(folder, out, workers or os.cpu_count() or 1, overwrite)
+    print_result(report.to_json(), as_json, _pack_text(report))
+
+
+def _pack_text(report) -> str:
+    from trainer.report import format_table
+
+    rows = [
+        ("images", f"{report.num_rows}, {report.num_bytes / 1e6:,.1f} MB"),
+        ("kept as JPEG", str(report.kept_jpeg)),
+        ("stored as raw pixels", str(report.stored_raw)),
+    ]
+    if report.duplicates:
+        rows.append(("equal files", f"{len(report.duplicates)} groups, such as "
+                     f"{' = '.join(report.duplicates[0][:2])}"))  # fmt: skip
+    rows += [("masked", f"{key}: {reason}") for key, reason in report.masked[:20]]
+    if len(report.masked) > 20:
+        rows.append(("masked", f"and {len(report.masked) - 20} more, see {report.path}.json"))
+    rows.append(("fingerprint", report.fingerprint))
+    return format_table(f"{report.path}", rows)
 
 
 @cli.command()

@@ -14,8 +14,9 @@ from storage import LabelStore
 from storage.cli_common import resolve_data
 from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
 from storage.images import ImageFolder, scan_folder
+from storage.progress import Progress
 from storage.verify import verify
-from trainer.replay.beton import Beton, pack
+from trainer.replay.beton import Beton, PackReport, pack
 from trainer.replay.epoch import ReplayLoader
 
 
@@ -102,9 +103,15 @@ def open_images(path: Path, cache: Path, workers: int, overwrite: bool = False) 
             "it, or move it away"
         )
     stamp_path.unlink(missing_ok=True)
-    pack(folder, cache, workers=workers, overwrite=True)
+    pack_with_progress(folder, cache, workers, overwrite=True)
     stamp_path.write_text(json.dumps({"folder": stamp}))
     return Beton.open(cache)
+
+
+def pack_with_progress(folder: ImageFolder, out: Path, workers: int, overwrite: bool) -> PackReport:
+    """`pack`, showing how far it is."""
+    with Progress(len(folder), "images", "packing") as progress:
+        return pack(folder, out, workers=workers, overwrite=overwrite, progress=progress.advance)
 
 
 def _folder_stamp(folder: ImageFolder) -> str:

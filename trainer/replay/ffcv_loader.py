@@ -1,0 +1,174 @@
+"""Replay through FFCV: threads of compiled code, one FFCV loader for all epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage.errors import TrainingError, UsageError
+from trainer.replay.beton import Beton
+from trainer.replay.epoch import ReplayBatch, ReplayLoader
+
+
+@contextlib.contextmanager
+def quiet_ffcv() -> Iterator[None]:
+    """Silence FFCV 1.0.2's known noise while it is imported and while it compiles.
+
+    It uses `ast.Index` and `distutils`, which newer Pythons deprecate.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+_torch_threads = torch.get_num_threads()
+with quiet_ffcv():
+    import numba
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.compiler import Compiler
+
+    from trainer.replay.decoder import DECODED, ReplayDecoder
+    from trainer.replay.field import SourceImageField
+
+
+def _set_numba_threads(num_threads: int) -> None:
+    Compiler.num_threads = num_threads
+    numba.set_num_threads(num_threads)
+
+
+# FFCV sets torch's threads along with numba's (to 1 when it is imported, to its number of workers
+# in every epoch), which would slow the student's step and change its sums.
+torch.set_num_threads(_torch_threads)
+Compiler.set_num_threads = staticmethod(_set_numba_threads)
+
+POLL_SECONDS = 0.2  # how often a waiting consumer looks whether the thread still lives
+AHEAD = 3  # batches prepared in advance
+
+
+class _GuardedEpoch(EpochIterator):  # type: ignore[misc]
+    """FFCV's epoch thread, whose failure reaches the consumer and which can be stopped.
+
+    FFCV's own prints an exception and leaves the consumer waiting for ever, and its thread
+    waits for ever to hand over the end of an epoch that nobody reads any more.
+    """
+
+    def __init__(self, loader: Loader, order: np.ndarray) -> None:
+        self.error: BaseException | None = None
+        super().__init__(loader, order)  # starts the thread
+
+    def run(self) -> None:
+        """The thread: keep what went wrong for the consumer."""
+        try:
+            super().run()
+        except BaseException as error:
+            self.error = error
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                item = self.output_queue.get(timeout=POLL_SECONDS)
+                break
+            except queue.Empty:
+                if self.is_alive() or not self.output_queue.empty():
+                    continue
+                if self.error is None:
+                    raise TrainingError("FFCV's loading thread ended without a word") from None
+                raise TrainingError(
+                    f"FFCV's loading thread failed: {type(self.error).__name__}: {self.error}"
+                ) from self.error
+        if item is None:
+            raise StopIteration
+        slot, result = item
+        if self.cuda_streams[slot] is not None:
+            self.current_stream.wait_stream(self.cuda_streams[slot])
+        return result
+
+    def stop(self) -> None:
+        """End the thread, wherever it is; returns when it has gone."""
+        self.terminate_event.set()
+        while self.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self.output_queue.get_nowait()
+            self.join(0.01)
+        self.close()
+        self.closed = True
+
+
+class FFCVReplayLoader(ReplayLoader):
+    """Replays views with FFCV's threads; see `ReplayLoader`.
+
+    Compiled once, at the first epoch (seconds). One epoch at a time: the threads read the
+    epoch's tables of boxes and flips, which the next epoch refills.
+    """
+
+    def __init__(
+        self,
+        beton: Beton,
+        *,
+        size: int,
+        views: int,
+        interpolation: str = "bilinear",
+        padding: int = 0,
+        batch_images: int,
+        workers: int,
+    ) -> None:
+        super().__init__(
+            beton, size=size, views=views, interpolation=interpolation, padding=padding,
+            batch_images=batch_images, workers=workers,
+        )  # fmt: skip
+        self._box = np.zeros((beton.num_rows, views, 4), np.uint16)
+        self._flip = np.zeros((beton.num_rows, views), np.uint8)
+        self._running: _GuardedEpoch | None = None
+        decoder = ReplayDecoder(
+            box=self._box, flip=self._flip, size=size, interpolation=interpolation,
+            padding=padding,
+        )  # fmt: skip
+        with quiet_ffcv():
+            self._loader = Loader(
+                str(beton.path),
+                batch_size=batch_images,
+                num_workers=min(max(workers, 1), numba.config.NUMBA_NUM_THREADS),
+                os_cache=True,
+                order=OrderOption.SEQUENTIAL,  # never used: every epoch brings its own order
+                seed=0,
+                drop_last=False,
+                batches_ahead=AHEAD,
+                pipelines={"image": [decoder], "label": None, "key": None},
+                custom_fields={"image": SourceImageField},
+            )
+
+    def _batches(
+        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray
+    ) -> Iterator[ReplayBatch]:
+        if self._running is not None:
+            raise UsageError(
+                "an epoch of this loader is still running: finish or close it first, "
+                "or make a second loader"
+            )
+        np.copyto(self._box, box)
+        np.copyto(self._flip, flip)
+        with quiet_ffcv():
+            epoch = self._running = _GuardedEpoch(self._loader, rows.astype(np.uint64))
+        try:
+            start = 0
+            for ((images, digests, status),) in epoch:
+                taken = rows[start : start + len(images)]
+                start += len(images)
+                yield ReplayBatch(
+                    images=torch.from_numpy(images),
+                    rows=taken,
+                    digests=digests,
+                    failed=status != DECODED,
+                )
+            if start != len(rows):
+                raise TrainingError(f"FFCV gave {start} of the epoch's {len(rows)} images")
+        finally:
+            epoch.stop()
+            self._running = None
