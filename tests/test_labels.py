@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from storage.codecs import TopKCodec
 from storage.errors import UsageError
+from trainer.config import LABEL_TYPES
 from trainer.labels import as_label_type, decode_topk
 
 
@@ -30,3 +31,19 @@ def test_more_classes_than_stored_are_refused():
     index, probs, tail = torch.tensor([[0, 1]]), torch.tensor([[0.6, 0.3]]), torch.tensor([0.1])
     with pytest.raises(UsageError, match="keeps 2 classes"):
         as_label_type("marginal_smoothing", 3, index, probs, tail)
+
+
+@pytest.mark.parametrize("label_type", LABEL_TYPES)
+@pytest.mark.parametrize("top_k", [None, 1, 3])
+def test_label_types_equal_the_codecs_own(label_type, top_k):
+    rng = np.random.default_rng([7, 99])
+    log_probs = np.log(rng.dirichlet(np.full(12, 0.4), size=8))
+    codec = TopKCodec(num_classes=12, top_k=5)
+    labels = codec.encode(log_probs)
+    expected = codec.soft(labels, label_type, top_k)
+    probs, tail = decode_topk(torch.tensor(labels.code), torch.tensor(labels.tail), codec.step)
+    index = torch.tensor(labels.index.astype(np.int64))
+    ours_index, ours, rest = as_label_type(label_type, top_k, index, probs, tail)
+    assert np.array_equal(ours_index.numpy(), expected.index)
+    assert np.allclose(ours.numpy(), expected.probs, atol=2e-6)
+    assert np.allclose(rest.numpy(), expected.rest, atol=2e-6)

@@ -1,0 +1,88 @@
+"""Zarr at arm's length: blocks become file bytes in memory, files become arrays.
+
+Writing goes through a memory store, so that this package alone decides when bytes reach the
+disk (atomically, flushed, hashed). Reading checks that every file is there first: zarr takes a
+missing file for fill values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.buffer.cpu import Buffer
+from zarr.storage import LocalStore, MemoryStore
+
+from storage.errors import CorruptStore
+from storage.format import json_bytes
+from storage.layout import ArrayLayout
+
+Array = npt.NDArray[Any]
+
+
+def encode_block(layout: ArrayLayout, rows: range, values: Array) -> dict[str, bytes]:
+    """File bytes of one block of one array, by path relative to the store.
+
+    Args:
+        rows: the block's rows.
+        values: [len(rows), ...] in the layout's shape and dtype.
+    """
+    objects: dict[str, Any] = {"zarr.json": Buffer.from_bytes(json_bytes(layout.metadata()))}
+    opened: Any = zarr.open_array(MemoryStore(objects), mode="r+")
+    # chunks that hold only fill values (masked images) are written too: absent means lost
+    array: Any = zarr.Array(
+        zarr.AsyncArray(
+            metadata=opened.metadata,
+            store_path=opened.store_path,
+            config={"write_empty_chunks": True},
+        )
+    )
+    array[rows.start : rows.stop] = values
+    return {
+        f"{layout.path}/{key}": value.to_bytes()
+        for key, value in sorted(objects.items())
+        if key != "zarr.json"
+    }
+
+
+class ArrayReader:
+    """Reads one array of a store on disk; the metadata is parsed once."""
+
+    def __init__(self, root: Path, layout: ArrayLayout) -> None:
+        self._layout = layout
+        self._folder = root / layout.path
+        try:
+            self._array: Any = zarr.open_array(LocalStore(self._folder, read_only=True), mode="r")
+        except Exception as error:  # zarr raises many types on damaged metadata
+            raise CorruptStore(
+                f"{self._folder / 'zarr.json'} can't be read ({first_line(error)}): "
+                "fetch the store again, or label again into a new one"
+            ) from error
+        found = (self._array.shape, str(self._array.dtype), self._array.chunks)
+        if found != (layout.shape, layout.dtype, layout.chunk):
+            raise CorruptStore(
+                f"{self._folder / 'zarr.json'} describes {found}, the store's settings ask for "
+                f"{(layout.shape, layout.dtype, layout.chunk)}: fetch the store again"
+            )
+
+    def read(self, *selection: slice) -> Array:
+        """A part of the array. The caller has checked that its files exist.
+
+        Raises:
+            CorruptStore: a chunk doesn't decode (its checksum differs).
+        """
+        try:
+            return np.asarray(self._array[selection])
+        except Exception as error:  # RuntimeError, ValueError, ...: any codec's own
+            raise CorruptStore(
+                f"{self._folder}: a chunk can't be decoded ({first_line(error)}): run "
+                f"`labelstore verify --full` to find the damaged file"
+            ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's text in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

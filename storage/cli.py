@@ -1,0 +1,88 @@
+"""labelstore: look at, check and close label stores."""
+
+from __future__ import annotations
+
+import click
+
+from storage.cli_common import json_option, print_result, run_cli
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Label stores: what a teacher saw and said, on disk.
+
+    Exit codes: 0 done, 1 problems found or failed, 2 misused, 3 store not finished.
+    """
+
+
+@cli.command()
+@click.argument("store", type=click.Path())
+@json_option
+def info(store: str, as_json: bool) -> None:
+    """Show what STORE holds, its size by part and its state."""
+    from storage.info import info_text, store_info
+    from storage.store import LabelStore
+
+    found = store_info(LabelStore.open(store))
+    print_result(found, as_json, info_text(found))
+
+
+@cli.command()
+@click.argument("store", type=click.Path())
+@json_option
+def seal(store: str, as_json: bool) -> None:
+    """Close a complete STORE: hash every file and write its manifest."""
+    from storage.manifest import seal as seal_store
+    from storage.store import LabelStore
+
+    manifest = seal_store(LabelStore.open(store))
+    size = sum(manifest.sizes().values())
+    result = {
+        "path": store,
+        "root": manifest.root,
+        "objects": len(manifest.objects),
+        "bytes": size,
+    }
+    print_result(
+        result,
+        as_json,
+        f"{store}: sealed, {len(manifest.objects)} files, {size:,} bytes\nroot {manifest.root}",
+    )
+
+
+@cli.command()
+@click.argument("store", type=click.Path())
+@click.option("--full", is_flag=True, help="Read every byte: hashes, checksums, value ranges.")
+@json_option
+def verify(store: str, full: bool, as_json: bool) -> int:
+    """Check that STORE is whole and unchanged; name every file that is not."""
+    import sys
+
+    from storage.verify import verify as verify_store
+
+    def progress(done: int, blocks: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\rchecked {done} of {blocks} blocks", err=True, nl=done == blocks)
+
+    report = verify_store(store, full=full, progress=progress)
+    lines = [f"{p.path}: {p.kind}: {p.detail}" for p in report.problems]
+    depth = "every byte" if full else "presence and sizes; --full reads every byte"
+    if report.problems:
+        lines.append(f"{store}: {len(report.problems)} problems ({depth})")
+    elif report.missing_blocks:
+        lines.append(
+            f"{store}: incomplete, {len(report.missing_blocks)} of {report.blocks} blocks missing: "
+            "run the same `labelgen run` again to finish it"
+        )
+    else:
+        state = f"sealed, root {report.root}" if report.sealed else "complete, not sealed"
+        lines.append(
+            f"{store}: ok, {report.objects} files, {report.bytes:,} bytes, {state} ({depth})"
+        )
+    print_result(report.to_json(), as_json, "\n".join(lines))
+    return report.exit_code
+
+
+def main() -> None:
+    """Entry point of `labelstore`."""
+    run_cli(cli, "labelstore")

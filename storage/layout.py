@@ -1,0 +1,150 @@
+"""The Zarr v3 arrays of a label store (format 1): a pure function of its settings.
+
+docs/format.md is the normative text. Letters: N images, M views an image, k kept classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.codecs import NO_CODE, NO_INDEX
+from storage.format import StoreSpec
+
+NO_TARGET_FILL = -2  # -1 is an image without a class; -2 has never been written
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array: its path in the store, element type, chunks and impossible fill value.
+
+    compressors: Zarr codecs from a chunk's bytes to checksummed, smaller ones.
+    """
+
+    path: str
+    dtype: str
+    fill: int
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...] | None  # None: one chunk a file
+    axes: tuple[str, ...]
+    compressors: tuple[dict[str, Any], ...]
+
+    def object_paths(self, block: int, segments: Iterable[int] = (0,)) -> list[str]:
+        """Files of one block (and of some segments where there is a view axis), in order."""
+        if self.shard is None:
+            rest = ["0"] * (len(self.shape) - 1)
+            return ["/".join([self.path, "c", str(block), *rest])]
+        rest = ["0"] * (len(self.shape) - 2)
+        return ["/".join([self.path, "c", str(block), str(s), *rest]) for s in segments]
+
+    def metadata(self) -> dict[str, Any]:
+        """The array's zarr.json (core codecs of Zarr v3 only)."""
+        itemsize = np.dtype(self.dtype).itemsize
+        to_bytes: dict[str, Any] = {"name": "bytes"}
+        if itemsize > 1:
+            to_bytes["configuration"] = {"endian": "little"}
+        codecs: list[dict[str, Any]] = [to_bytes, *self.compressors]
+        if self.shard is not None:
+            index = [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "crc32c"},
+            ]
+            sharding = {
+                "chunk_shape": list(self.chunk),
+                "codecs": codecs,
+                "index_codecs": index,
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": str(np.dtype(self.dtype)),
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": list(self.shard or self.chunk)},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": self.fill,
+            "codecs": codecs,
+            "attributes": {},
+            "dimension_names": list(self.axes),
+            "storage_transformers": [],
+        }
+
+
+def _zstd(level: int) -> tuple[dict[str, Any], ...]:
+    return ({"name": "zstd", "configuration": {"level": level, "checksum": True}},)
+
+
+def _bit_planes(itemsize: int) -> tuple[dict[str, Any], ...]:
+    """Bits of equal weight together: geometry is noise in its low bits only."""
+    blosc = {
+        "typesize": itemsize,
+        "cname": "zstd",
+        "clevel": 5,
+        "shuffle": "bitshuffle",
+        "blocksize": 0,
+    }
+    return ({"name": "blosc", "configuration": blosc}, {"name": "crc32c"})
+
+
+def array_layouts(spec: StoreSpec) -> dict[str, ArrayLayout]:
+    """Every array of a store by path, in the order blocks are written."""
+
+    def image_array(name: str, dtype: str, fill: int, *inner: tuple[str, int]) -> ArrayLayout:
+        sizes = tuple(size for _, size in inner)
+        return ArrayLayout(
+            path=f"images/{name}", dtype=dtype, fill=fill,
+            shape=(spec.num_images, *sizes), chunk=(spec.block_images, *sizes), shard=None,
+            axes=("image", *(axis for axis, _ in inner)), compressors=_zstd(9),
+        )  # fmt: skip
+
+    def view_array(
+        path: str,
+        dtype: str,
+        fill: int,
+        compressors: tuple[dict[str, Any], ...],
+        *inner: tuple[str, int],
+    ) -> ArrayLayout:
+        sizes = tuple(size for _, size in inner)
+        return ArrayLayout(
+            path=path, dtype=dtype, fill=fill,
+            shape=(spec.num_images, spec.num_views, *sizes),
+            chunk=(spec.block_images, spec.plane_views, *sizes),
+            shard=(spec.block_images, spec.segment_views, *sizes),
+            axes=("image", "view", *(axis for axis, _ in inner)), compressors=compressors,
+        )  # fmt: skip
+
+    layouts = [
+        image_array("digest", "uint8", 0, ("byte", 32)),
+        image_array("key", "uint8", 0, ("byte", spec.key_bytes)),
+        image_array("size", "uint16", 0, ("height_width", 2)),
+        image_array("target", "int32", NO_TARGET_FILL),
+        image_array("status", "uint8", 255),
+        view_array("views/box", "uint16", 0, _bit_planes(2), ("top_left_height_width", 4)),
+        view_array("views/flip", "uint8", 255, _bit_planes(1)),
+    ]
+    for name, teacher in sorted(spec.teachers.items()):
+        rank = ("rank", teacher.codec.top_k)
+        layouts += [
+            view_array(f"labels/{name}/index", "uint16", NO_INDEX, _zstd(19), rank),
+            view_array(f"labels/{name}/gap", "uint8", NO_CODE, _zstd(15), rank),
+            view_array(f"labels/{name}/tail", "uint8", NO_CODE, _zstd(9)),
+        ]
+    return {layout.path: layout for layout in layouts}
+
+
+def group_paths(spec: StoreSpec) -> list[str]:
+    """Groups below the root."""
+    return ["images", "labels", "views", *(f"labels/{name}" for name in sorted(spec.teachers))]
+
+
+def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A group's zarr.json."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
