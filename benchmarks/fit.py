@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import torch
 
+from storage.allocator import keep_freed_memory
 from storage.cli_common import device_option, run_cli, workers_option
 
 
@@ -41,12 +42,13 @@ def main(labels: Path, data: str | None, student: str, batch_size: int, views_pe
         find_images,
         open_images,
         open_labels,
-        resolve_device,
     )
     from trainer.loop import train_steps
+    from trainer.models.device import resolve_device
     from trainer.plan import images_per_step, plan_epoch
     from trainer.request import FitRequest, configure
 
+    keep_freed_memory()  # as `trainer fit` does; both sides gain
     where, threads = resolve_device(device), workers or torch.get_num_threads()
     store = open_labels(labels)
     beton = open_images(find_images(data, store), labels.with_suffix(".beton"), threads)

@@ -40,7 +40,8 @@ def print_table(root: Path) -> None:
     store = read("labels")
     table = Table(title="scikit-learn digits, this machine")
     for column in ("network", "learnt from", "parameters", "top-1 %", "training s", "labels MB"):
-        table.add_column(column, justify="left" if column in ("network", "learnt from") else "right")
+        is_text = column in ("network", "learnt from")
+        table.add_column(column, justify="left" if is_text else "right")
     rows = (
         ("teacher", "hard labels", "-"),
         ("student-hard", "hard labels", "-"),

@@ -6,12 +6,13 @@ Entropies are in nats and take the tail as spread evenly over the classes that a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from storage.classes import map_classes
 from storage.codecs import TopKLabels, codes_from_gaps
 from storage.format import StoreSpec, TeacherRecord
 from storage.images import ImageStatus
@@ -20,16 +21,6 @@ Array = npt.NDArray[Any]
 
 SUMS = ("labels", "top1_prob", "tail", "entropy", "compared", "agreed")
 SLICE_LABELS = 1 << 16
-
-
-def class_map(record: TeacherRecord, classes: Sequence[str]) -> npt.NDArray[np.int64] | None:
-    """The teacher's class of each class of the folder, matched by name; None if any has none."""
-    if record.classes is None or not classes or len(set(record.classes)) < len(record.classes):
-        return None
-    index = {name: i for i, name in enumerate(record.classes)}
-    if any(name not in index for name in classes):
-        return None
-    return np.array([index[name] for name in classes], np.int64)
 
 
 def measure_block(spec: StoreSpec, arrays: Mapping[str, Array]) -> dict[str, dict[str, float]]:
@@ -85,7 +76,7 @@ def _measure_slice(
         "compared": 0.0,
         "agreed": 0.0,
     }
-    mapped = class_map(record, spec.dataset.get("classes") or ())
+    mapped = map_classes(spec.dataset.get("classes") or (), record.classes)
     if mapped is not None:
         known = target >= 0
         top1 = labels.index[known][..., 0]

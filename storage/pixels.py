@@ -151,5 +151,4 @@ def cut_view(
     view = image.crop((left, top, left + width, top + height))
     if view.size != (size, size):
         view = view.resize((size, size), INTERPOLATIONS[interpolation])
-    pixels = np.asarray(view)
-    return pixels[:, ::-1] if flip else pixels
+    return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)

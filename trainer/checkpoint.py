@@ -19,10 +19,10 @@ from torch import nn
 from storage.errors import StoreMismatch, TrainingError, UsageError
 from trainer import models
 from trainer.config import StudentConfig, TrainConfig, differences
+from trainer.models import METADATA_KEY
 
 CHECKPOINT_NAME = "checkpoint.pt"
 STUDENT_NAME = "student.safetensors"
-METADATA_KEY = "teachonce"  # in the safetensors header; labelgen reads it from teachers
 
 
 def replace_atomically(temporary: Path, final: Path) -> None:

@@ -195,7 +195,7 @@ def evaluate(checkpoint: Path, val: Path, batch_size: int, device: str, workers:
     from storage.images import scan_folder
     from trainer.checkpoint import load_student
     from trainer.evaluate import evaluate as run_evaluation
-    from trainer.inputs import resolve_device
+    from trainer.models.device import resolve_device
 
     where = resolve_device(device)
     student, config = load_student(checkpoint)

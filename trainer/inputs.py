@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from storage import LabelStore
 from storage.cli_common import resolve_data
 from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
@@ -18,19 +16,6 @@ from storage.progress import Progress
 from storage.verify import verify
 from trainer.replay.beton import Beton, PackReport, pack
 from trainer.replay.epoch import ReplayLoader
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device is {name!r}, but torch finds no CUDA device: use --device cpu")
-    return device
 
 
 def open_labels(path: Path) -> LabelStore:

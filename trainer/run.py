@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from storage.allocator import keep_freed_memory
 from storage.images import ImageFolder, scan_folder
 from storage.progress import Progress
 from trainer import checkpoint, methods, models, optim
@@ -23,10 +24,10 @@ from trainer.inputs import (
     find_images,
     open_images,
     open_labels,
-    resolve_device,
 )
 from trainer.loop import train_steps
 from trainer.metrics import MetricsLog, read_metrics
+from trainer.models.device import resolve_device
 from trainer.plan import images_per_step, plan_epoch, steps_per_epoch
 from trainer.recorder import RunState, StepRecorder, stop_on_signal
 from trainer.replay.epoch import ReplayLoader
@@ -84,6 +85,7 @@ def fit(request: FitRequest) -> FitResult:
     Raises:
         TeachonceError: see the errors of the parts; a start that fails overwrites nothing.
     """
+    keep_freed_memory()
     device = resolve_device(request.device)
     store = open_labels(request.labels) if request.labels else None
     images = find_images(request.data, store)

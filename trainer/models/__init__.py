@@ -24,6 +24,8 @@ ALIASES = {
     "deit-t": "timm:deit_tiny_patch16_224",
     "vit-s": "timm:vit_small_patch16_224",
 }
+# Entry of a student's safetensors header that says how to build and feed it (JSON).
+METADATA_KEY = "teachonce"
 CIFAR_RESNETS = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
 

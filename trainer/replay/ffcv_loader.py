@@ -32,6 +32,7 @@ with quiet_ffcv():
     import numba
     from ffcv.loader import Loader, OrderOption
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers import OSCacheManager
     from ffcv.pipeline.compiler import Compiler
 
     from trainer.replay.decoder import DECODED, ReplayDecoder
@@ -50,6 +51,22 @@ Compiler.set_num_threads = staticmethod(_set_numba_threads)
 
 POLL_SECONDS = 0.2  # how often a waiting consumer looks whether the thread still lives
 AHEAD = 3  # batches prepared in advance
+
+
+@contextlib.contextmanager
+def _no_compiled_reader() -> Iterator[None]:
+    """Build an FFCV loader without its compiled page reader, which our decoder does not use.
+
+    FFCV compiles it (a second) for a type that it gets by changing numba's one shared
+    `uint8[::1]` to read-only: writes to such arrays may then be refused anywhere in the
+    process, and numba's own tables, keyed by that type, break when they are freed.
+    """
+    original = OSCacheManager.compile_reader
+    OSCacheManager.compile_reader = lambda self: None
+    try:
+        yield
+    finally:
+        OSCacheManager.compile_reader = original
 
 
 class _GuardedEpoch(EpochIterator):  # type: ignore[misc]
@@ -130,7 +147,7 @@ class FFCVReplayLoader(ReplayLoader):
             box=self._box, flip=self._flip, size=size, interpolation=interpolation,
             padding=padding,
         )  # fmt: skip
-        with quiet_ffcv():
+        with quiet_ffcv(), _no_compiled_reader():
             self._loader = Loader(
                 str(beton.path),
                 batch_size=batch_images,

@@ -1,0 +1,1 @@
+"""Exact replay of stored views: betons of source bytes, and loaders that cut views from them."""

@@ -1,0 +1,237 @@
+"""The FFCV operation of exact replay: decode a row once, cut its views from the epoch's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from llvmlite import binding
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from trainer.replay import turbojpeg
+from trainer.replay.encode import MODE_JPEG
+from trainer.replay.resample import SUPPORT, canvas_bytes, cut
+
+# What happened to a row, written beside its pixels (a failed row's pixels are zeros).
+DECODED = 0
+MASKED = 1  # the beton has no pixels for the row; the caller should not have asked for it
+UNDECODABLE = 2  # libjpeg-turbo refused, or warned where it did not when the beton was packed
+WRONG_SIZE = 3  # the bytes are not of the recorded size
+WRONG_BOX = 4  # a box leaves the padded image
+
+
+@njit(cache=True, nogil=True)
+def expand_raw(data, height, width, canvas, start, pitch):  # type: ignore[no-untyped-def]
+    """RGB bytes [height * width * 3] -> RGBX pixels from byte `start` of the canvas."""
+    for row in range(height):
+        for column in range(width):
+            target = start + row * pitch + 4 * column
+            source = 3 * (row * width + column)
+            for channel in range(3):
+                canvas[target + channel] = data[source + channel]
+
+
+@njit(cache=True, nogil=True)
+def blank_border(canvas, height, width, padding):  # type: ignore[no-untyped-def]
+    """Zero the border of a canvas of height x width pixels, padding included."""
+    pitch = 4 * width
+    canvas[: padding * pitch] = 0
+    canvas[(height - padding) * pitch : height * pitch] = 0
+    for row in range(padding, height - padding):
+        start = row * pitch
+        canvas[start : start + 4 * padding] = 0
+        canvas[start + pitch - 4 * padding : start + pitch] = 0
+
+
+@njit(cache=True, nogil=True)
+def boxes_fit(boxes, height, width):  # type: ignore[no-untyped-def]
+    """Whether every box [V, 4] is not empty and inside height x width."""
+    for view in range(boxes.shape[0]):
+        top, left = np.int64(boxes[view, 0]), np.int64(boxes[view, 1])
+        tall, wide = np.int64(boxes[view, 2]), np.int64(boxes[view, 3])
+        if tall < 1 or wide < 1 or top + tall > height or left + wide > width:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def cut_views(canvas, canvas_width, boxes, flips, support, out):  # type: ignore[no-untyped-def]
+    """All views of one image: boxes uint16 [V, 4], flips uint8 [V] -> out uint8 [V, S, S, 3]."""
+    for view in range(boxes.shape[0]):
+        cut(
+            canvas, canvas_width, np.int64(boxes[view, 0]), np.int64(boxes[view, 1]),
+            np.int64(boxes[view, 2]), np.int64(boxes[view, 3]), flips[view] != 0, support,
+            out[view],
+        )  # fmt: skip
+
+
+def _c_function(name: str, *arguments: Any, returns: Any = types.intc) -> Any:
+    """A TurboJPEG function by name, so that compiled code can be kept on disk (an address,
+    which ctypes gives, could not)."""
+    return types.ExternalFunction(name, returns(*arguments))
+
+
+turbojpeg.load()  # the clear error when it isn't there
+binding.load_library_permanently(turbojpeg.LIBRARY)
+_address = types.uintp
+_init = _c_function("tjInitDecompress", returns=_address)
+_header = _c_function("tjDecompressHeader3", _address, _address, types.ulong, *[_address] * 4)
+_decompress = _c_function(
+    "tjDecompress2", _address, _address, types.ulong, _address, *[types.intc] * 5
+)
+_error_code = _c_function("tjGetErrorCode", _address)
+_destroy = _c_function("tjDestroy", _address)
+_FLAGS, _RGBX = turbojpeg.FLAG_ACCURATE_DCT, turbojpeg.FORMAT_RGBX
+_WARNING = turbojpeg.ERROR_WARNING
+
+
+@njit(cache=True, nogil=True)
+def decode_jpeg(data, height, width, canvas, start, pitch, warns):  # type: ignore[no-untyped-def]
+    """JPEG bytes -> RGBX pixels from byte `start` of the canvas; returns a row status."""
+    handle = _init()
+    if handle == 0:
+        return UNDECODABLE
+    found = np.zeros(4, np.int32)
+    at = found.ctypes.data
+    status = DECODED
+    code = _header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12)
+    if code != 0 and _error_code(handle) != _WARNING:
+        status = UNDECODABLE
+    elif found[0] != width or found[1] != height:
+        status = WRONG_SIZE
+    else:
+        code = _decompress(
+            handle, data.ctypes.data, data.size, canvas.ctypes.data + start,
+            width, pitch, height, _RGBX, _FLAGS,
+        )  # fmt: skip
+        if code != 0 and (warns == 0 or _error_code(handle) != _WARNING):
+            status = UNDECODABLE
+    _destroy(handle)
+    return status
+
+
+@njit(cache=True, nogil=True)
+def decode_views(data, mode, warns, height, width, padding, boxes, flips, support, out):  # type: ignore[no-untyped-def]
+    """One image to its views; returns a row status, `out` is zeros unless that is DECODED."""
+    tall, wide = height + 2 * padding, width + 2 * padding
+    if not boxes_fit(boxes, tall, wide):
+        out.fill(0)
+        return WRONG_BOX
+    pitch = 4 * wide
+    start = padding * pitch + 4 * padding
+    canvas = np.empty(canvas_bytes(tall, wide), np.uint8)
+    status = DECODED
+    if mode == MODE_JPEG:
+        status = decode_jpeg(data, height, width, canvas, start, pitch, warns)
+    elif data.size == 3 * height * width:
+        expand_raw(data, height, width, canvas, start, pitch)
+    else:
+        status = WRONG_SIZE
+    if status != DECODED:
+        out.fill(0)
+        return status
+    if padding:
+        blank_border(canvas, tall, wide, padding)
+    cut_views(canvas, wide, boxes, flips, support, out)
+    return DECODED
+
+
+@intrinsic
+def _as_pointer(typingctx, address, kind):  # type: ignore[no-untyped-def]
+    """Integer address -> pointer to the dtype given."""
+    pointer = types.CPointer(kind.dtype)
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(types.uintp, kind), codegen
+
+
+@njit(cache=True, nogil=True)
+def replay_row(
+    row, status, mode, warns, height, width, data, box_address, flip_address, padding, support, out
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """One beton row to its views by the epoch's tables; returns a row status.
+
+    Scalars instead of the row's record: numba's record types differ between processes, so code
+    that takes one is not found on disk again.
+
+    Args:
+        data: the row's bytes in the file.
+        box_address, flip_address: of uint16 [rows, V, 4] and uint8 [rows, V].
+        out: uint8 [V, S, S, 3], written.
+    """
+    if status != 0:
+        out.fill(0)
+        return MASKED
+    views = out.shape[0]
+    boxes = carray(_as_pointer(box_address + row * views * 8, np.uint16), (views, 4))
+    flips = carray(_as_pointer(flip_address + row * views, np.uint8), (views,))
+    return decode_views(data, mode, warns, height, width, padding, boxes, flips, support, out)
+
+
+class ReplayDecoder(Operation):
+    """Decode each row once and cut V views of it.
+
+    Args:
+        box, flip: the epoch's tables, uint16 [rows, V, 4] and uint8 [rows, V], C-contiguous.
+            Their addresses are compiled in: the owner keeps the arrays alive and refills them
+            in place between epochs, never during one.
+        size, interpolation, padding: the pixel contract's.
+    Output: a tuple (uint8 [B, V, S, S, 3], digest uint8 [B, 32], status uint8 [B]).
+    """
+
+    def __init__(
+        self, *, box: np.ndarray, flip: np.ndarray, size: int, interpolation: str, padding: int
+    ) -> None:
+        super().__init__()
+        self.box, self.flip = box, flip
+        self.size, self.padding = size, padding
+        self.support = SUPPORT[interpolation]
+
+    def declare_state_and_memory(
+        self, previous_state: State
+    ) -> tuple[State, tuple[AllocationQuery, ...]]:
+        """Called by FFCV: memory of one batch slot."""
+        views = (self.box.shape[1], self.size, self.size, 3)
+        kind = np.dtype("u1")
+        state = replace(previous_state, jit_mode=True, shape=views, dtype=kind)
+        return state, tuple(AllocationQuery(shape, kind) for shape in (views, (32,), ()))
+
+    def generate_code(self) -> Callable[..., Any]:
+        """Called by FFCV: the function that it compiles."""
+        each = Compiler.get_iterator()
+        # NumPy scalars: Python integers would be literal types, compiled anew for every value
+        box_address, flip_address, padding, support = (
+            np.int64(value)
+            for value in (
+                self.box.ctypes.data, self.flip.ctypes.data, self.padding, self.support,
+            )
+        )  # fmt: skip
+
+        def decode(batch_indices, memory, metadata, storage_state):  # type: ignore[no-untyped-def]
+            images, digests, statuses = memory
+            file = storage_state[0]  # the whole file, mapped (FFCV's os_cache)
+            for slot in each(len(batch_indices)):
+                row = np.int64(batch_indices[slot])
+                record = metadata[row]
+                start, size = np.int64(record["ptr"]), np.int64(record["size"])
+                statuses[slot] = replay_row(
+                    row, record["status"], record["mode"], record["warns"],
+                    np.int64(record["height"]), np.int64(record["width"]),
+                    file[start : start + size], box_address, flip_address, padding, support,
+                    images[slot],
+                )  # fmt: skip
+                for i in range(32):
+                    digests[slot, i] = record["digest"][i]
+            return images, digests, statuses
+
+        decode.is_parallel = True
+        return decode
