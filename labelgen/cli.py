@@ -27,8 +27,6 @@ from storage.cli_common import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TEACHER_OPTIONS = (
-    click.option("--teacher", "teacher_name", required=True, metavar="NAME",
-                 help="Alias (r152), tv:NAME@WEIGHTS, timm:NAME or file:weights.safetensors."),
     click.option("--weights", type=click.Path(), default=None,
                  help="Weights file (safetensors) in place of the published ones."),
     click.option("--arch", default=None, metavar="NAME",
@@ -48,11 +46,14 @@ _TEACHER_OPTIONS = (
 )  # fmt: skip
 
 
-def _options(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+def _teacher_options(required: bool) -> Callable[[F], F]:
     def decorate(command: F) -> F:
-        for option in reversed(options):
+        for option in reversed(_TEACHER_OPTIONS):
             command = option(command)
-        return command
+        return click.option(
+            "--teacher", "teacher_name", required=required, metavar="NAME",
+            help="Alias (r152), tv:NAME@WEIGHTS, timm:NAME or file:weights.safetensors.",
+        )(command)  # fmt: skip
 
     return decorate
 
@@ -63,7 +64,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_options(_TEACHER_OPTIONS)
+@_teacher_options(required=True)
 @click.option("--data", type=click.Path(), default=None,
               help="Image folder [default: $TEACHONCE_DATA, else ./data].")  # fmt: skip
 @click.option("--out", type=click.Path(), default=DEFAULT_STORE, show_default=True,
@@ -155,7 +156,9 @@ def teachers(as_json: bool) -> None:
 
 
 @cli.command()
-@_options(_TEACHER_OPTIONS)
+@click.option("--labels", type=click.Path(), default=None,
+              help="Show what this store holds; no teacher is run.")  # fmt: skip
+@_teacher_options(required=False)
 @click.option("--data", type=click.Path(), default=None,
               help="Image folder [default: $TEACHONCE_DATA, else ./data].")  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False), default="preview.png", show_default=True,
@@ -170,6 +173,7 @@ def teachers(as_json: bool) -> None:
 @overwrite_option
 @json_option
 def preview(
+    labels: str | None,
     data: str | None,
     out: str,
     images: int,
@@ -183,21 +187,33 @@ def preview(
     flip: bool,
     **teacher_options: Any,
 ) -> None:
-    """Draw a contact sheet: crops with the labels that the teacher gives them."""
-    folder = resolve_data(data)
+    """Draw a contact sheet: crops with a teacher's labels, live or from a store."""
     path = Path(out)
     if path.exists() and not overwrite:
         raise click.UsageError(
             f"{path} exists: choose another --out, or replace it with --overwrite"
         )
-    from labelgen.preview import contact_sheet
+    if labels is None and teacher_options["teacher_name"] is None:
+        raise click.UsageError("give a store with --labels, or a teacher with --teacher")
+    from labelgen.preview import contact_sheet, stored_sheet
     from storage.images import scan_folder
 
-    teacher = _load_teacher(**teacher_options)
-    sheet, shown = contact_sheet(
-        teacher, scan_folder(folder), sampler_from_options(views, scale, padding, flip),
-        num_images=images, num_views=crops, seed=seed,
-    )  # fmt: skip
+    if labels is not None:
+        from storage.store import LabelStore
+
+        store = LabelStore.open(labels)
+        folder = resolve_data(data) if data else store.local_data_folder() or resolve_data(data)
+        teacher_name = teacher_options["teacher_name"] or next(iter(store.spec.teachers))
+        sheet, shown = stored_sheet(
+            store, folder, teacher_name, num_images=images,
+            num_views=min(crops, store.spec.num_views), seed=seed,
+        )  # fmt: skip
+    else:
+        sheet, shown = contact_sheet(
+            _load_teacher(**teacher_options), scan_folder(resolve_data(data)),
+            sampler_from_options(views, scale, padding, flip),
+            num_images=images, num_views=crops, seed=seed,
+        )  # fmt: skip
     sheet.save(path, format="PNG")
     report = {"out": str(path), "images": shown, "crops": crops}
     print_result(report, as_json, f"{path}: {len(shown)} images, {crops} crops each")

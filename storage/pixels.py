@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from storage.errors import BadImage, UsageError
 
@@ -81,6 +81,8 @@ def open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
     except Exception as error:  # Pillow raises many types on damaged headers
+        if isinstance(error, UnidentifiedImageError):  # its text holds a memory address
+            raise BadImage(f"not a readable image: none of {', '.join(IMAGE_FORMATS)}") from error
         raise BadImage(f"not a readable image: {_first_line(error)}") from error
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:

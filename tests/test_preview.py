@@ -12,7 +12,7 @@ from PIL import Image
 
 from labelgen.cli import main
 from labelgen.preview import GAP, TILE, class_labels, contact_sheet
-from storage.errors import TeachonceError
+from storage.errors import StoreMismatch, TeachonceError
 from storage.images import content_digest, scan_folder
 from storage.pixels import cut_view, decode_rgb
 from storage.views import RandomResizedCrop
@@ -80,3 +80,27 @@ def test_preview_writes_a_png_and_does_not_replace_one_unasked(
     assert codes == [0, 2, 0]
     with Image.open("preview.png") as image:
         assert image.format == "PNG"
+
+
+def test_a_stores_sheet_shows_its_crops_and_its_labels(tmp_path: Path, image_folder: Path) -> None:
+    from training import make_store
+
+    from labelgen.preview import stored_sheet
+    from storage.store import LabelStore
+
+    store = LabelStore.open(make_store(image_folder, tmp_path / "store.zarr"))
+    teacher = next(iter(store.spec.teachers))
+    options = {"num_images": 2, "num_views": 3, "seed": 1}
+    sheet, shown = stored_sheet(store, image_folder, teacher, **options)
+    images, plane = store.read_images(), store.read_plane(0, 3, teacher)
+    row = images.key.index(shown[0])
+    photo = decode_rgb((image_folder / shown[0]).read_bytes())
+    crop = cut_view(photo, plane.box[row, 2], bool(plane.flip[row, 2]), 24)
+    enlarged = np.asarray(Image.fromarray(crop).resize((TILE, TILE), Image.Resampling.NEAREST))
+    left = GAP + 3 * (TILE + GAP)
+    found = np.asarray(sheet.crop((left, GAP, left + TILE, GAP + TILE)))
+    inner = slice(4, TILE - 4)
+    assert (found[inner, inner] == enlarged[inner, inner]).all()
+    (image_folder / shown[0]).write_bytes((image_folder / shown[1]).read_bytes())
+    with pytest.raises(StoreMismatch, match="not the image"):
+        stored_sheet(store, image_folder, teacher, **options)

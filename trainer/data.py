@@ -188,6 +188,28 @@ def fresh_views(beton: Beton, sampler, seed: int, views_per_image: int) -> Train
     )
 
 
+def normaliser(student: StudentConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in channels_last order, (x / 255 - mean) / std.
+
+    On a CPU one compiled pass where numba is there, into memory that the next call uses again.
+    """
+    if device.type == "cpu":
+        try:
+            from trainer.replay.normalize import Normalizer
+        except ImportError:  # numba comes with FFCV, which can't be built everywhere
+            pass
+        else:
+            return Normalizer(student.mean, student.std, student.input_size)
+    mean = torch.tensor(student.mean, device=device).view(1, 3, 1, 1) * 255.0
+    std = torch.tensor(student.std, device=device).view(1, 3, 1, 1) * 255.0
+
+    def normalise(images: Tensor) -> Tensor:
+        # blocking: the loader's buffer is used again for a later batch
+        return images.to(device).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+
+    return normalise
+
+
 @dataclass
 class BatchSource:
     """Turns replayed uint8 crops into the normalised, labelled batches of an epoch."""
@@ -199,9 +221,7 @@ class BatchSource:
     failed: set[int] = field(default_factory=set)  # beton rows whose decode failed while training
 
     def __post_init__(self) -> None:
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(self.student.mean, device=self.device).view(shape) * 255.0
-        self._std = torch.tensor(self.student.std, device=self.device).view(shape) * 255.0
+        self._normalise = normaliser(self.student, self.device)
 
     def epoch(
         self, loader, epoch: int, plan: EpochPlan, step_images: int, first_step: int = 0
@@ -242,12 +262,7 @@ class BatchSource:
             images, rows = images[torch.from_numpy(keep)], rows[keep]
         views = images.shape[1]
         target = torch.from_numpy(np.repeat(self.data.target[rows], views)).to(self.device)
-        return Batch(self._normalise(images), target, self._labels(rows, tables))
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        """uint8 [b, V, S, S, 3] -> float32 [b*V, 3, S, S] in channels_last order."""
-        images = images.flatten(0, 1).to(self.device, non_blocking=True)
-        return images.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
+        return Batch(self._normalise(images.flatten(0, 1)), target, self._labels(rows, tables))
 
     def _labels(self, rows: npt.NDArray[np.int64], tables: EpochTables) -> TopKTarget | None:
         if tables.index is None or tables.code is None or tables.tail is None:
