@@ -3,8 +3,8 @@
     python benchmarks/labelling.py --data PHOTOS --teacher tv:mobilenet_v2 --weights FILE
 
 Both run in this process with the same network, batch size, threads, channels_last layout and
-allocator settings. The bare forward takes one uint8 batch that lies in memory, normalises it and
-runs the network. The engine reads files, decodes, cuts, labels and writes a store. They take
+allocator settings. The bare forward runs the network alone on one normalised batch that lies in
+memory. The engine reads files, decodes, cuts, labels and writes a store. They take
 turns every few batches, so that other work on the machine slows both; the crop workers have their
 ring full at the end of a turn as at its start. The ratio is the median over the turns.
 (Not called labelgen.py: a script's own folder comes first in the search for modules.)
@@ -42,8 +42,8 @@ class Turns:
         side = teacher.spec.input_size
         shape = (batch_size, side, side, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self._pixels = torch.from_numpy(pixels).to(teacher.device)
         self._forward = Forward(teacher, top_k=1)
+        self._batch = self._forward.normalise(pixels)
         self.engine: list[float] = []
         self.bare: list[float] = []
         self._batches = self._crops = 0
@@ -51,12 +51,12 @@ class Turns:
         self._start = time.perf_counter()
 
     def run_bare(self, batches: int) -> float:
-        """Crops/s of normalise + network on the resident batch."""
+        """Crops/s of the network alone on the resident batch."""
         start = time.perf_counter()
         precision = matmul_precision(self._teacher.precision)
         with torch.inference_mode(), precision, self._forward.autocast():
             for _ in range(batches):
-                output = self._teacher.model(self._forward.normalise_tensor(self._pixels))
+                output = self._teacher.model(self._batch)
             output.cpu()
         return batches * self._size / (time.perf_counter() - start)
 

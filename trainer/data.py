@@ -200,12 +200,15 @@ def normaliser(student: StudentConfig, device: torch.device) -> Callable[[Tensor
             pass
         else:
             return Normalizer(student.mean, student.std, student.input_size)
-    mean = torch.tensor(student.mean, device=device).view(1, 3, 1, 1) * 255.0
-    std = torch.tensor(student.std, device=device).view(1, 3, 1, 1) * 255.0
+    mean, std = torch.tensor(student.mean), torch.tensor(student.std)
+    # one row of pixels at a time: faster than by channels of channels_last
+    scale = (1 / (255 * std)).repeat(student.input_size).to(device)
+    shift = (-mean / std).repeat(student.input_size).to(device)
 
     def normalise(images: Tensor) -> Tensor:
         # blocking: the loader's buffer is used again for a later batch
-        return images.to(device).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+        rows = images.to(device).reshape(-1, len(scale)).float().mul_(scale).add_(shift)
+        return rows.view(images.shape).permute(0, 3, 1, 2)
 
     return normalise
 
