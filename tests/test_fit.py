@@ -302,3 +302,13 @@ def test_validation_classes_that_the_student_does_not_know_are_refused(world, tm
     with pytest.raises(StoreMismatch, match="zebra"):
         fit(request(tmp_path / "run", labels=world / "store.zarr", val=other))
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint.pt.part").symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt can't be written"):
+        fit(request(run, labels=world / "store.zarr", epochs=1))
+    assert not (run / "checkpoint.pt").exists()
+    assert fit(request(run, labels=world / "store.zarr", epochs=1)).steps == 6

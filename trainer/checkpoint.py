@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,37 @@ def replace_atomically(temporary: Path, final: Path) -> None:
     temporary.replace(final)
 
 
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` make a file and put it in its place; a failure leaves the last one.
+
+    Raises:
+        TrainingError: the file can't be written (a full disk, mostly).
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        write(temporary)
+        replace_atomically(temporary, path)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own
+        temporary.unlink(missing_ok=True)
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"{path} can't be written ({reason}): free some space and run the same command again; "
+            "the last checkpoint is kept"
+        ) from error
+
+
 def save_student(
     path: Path, student: nn.Module, config: StudentConfig, provenance: dict[str, Any]
 ) -> None:
     """Write the student's weights alone; the header says how to build and feed it."""
     header = {**config.to_json(), "provenance": provenance}
     tensors = {name: t.detach().cpu().contiguous() for name, t in student.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(header)})
-    replace_atomically(temporary, path)
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(header)}
+    _write(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_student(path: Path) -> tuple[nn.Module, StudentConfig]:
@@ -68,9 +91,8 @@ def load_student(path: Path) -> tuple[nn.Module, StudentConfig]:
 
 def save_checkpoint(path: Path, config: TrainConfig, state: dict[str, Any]) -> None:
     """Write the state of a run (tensors and plain values only)."""
-    temporary = path.with_name(path.name + ".part")
-    torch.save({"config": json.dumps(config.to_json()), **state}, temporary)
-    replace_atomically(temporary, path)
+    values = {"config": json.dumps(config.to_json()), **state}
+    _write(path, lambda temporary: torch.save(values, temporary))
 
 
 def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
