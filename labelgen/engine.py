@@ -17,6 +17,7 @@ from labelgen.crop_pool import STOPPED, CropPool, StoppedError
 from labelgen.crop_worker import CropConfig
 from labelgen.forward import Forward, matmul_precision
 from labelgen.plan import SEGMENT_VIEWS, Batch, plan_batches, plan_units
+from labelgen.tails import DenseOutputs
 from labelgen.teacher import Teacher
 from storage.allocator import keep_freed_memory
 from storage.block import BlockData
@@ -85,6 +86,7 @@ def label_missing_blocks(
     rows_of = dict(blocks)
     forward = Forward(teacher, record.codec.top_k)
     open_blocks: dict[int, BlockBuffer] = {}
+    gathered: dict[int, DenseOutputs] = {}
 
     def buffer_of(block: int) -> BlockBuffer:
         if block not in open_blocks:
@@ -106,15 +108,18 @@ def label_missing_blocks(
                 block = cut.unit.row // spec.block_images
                 buffer_of(block).add_cut(cut, folder.keys[cut.unit.row])
             buffer = buffer_of(batch.block)
-            _label_batch(forward, teacher, folder, record.codec, buffer, batch, pixels)
+            if batch.block not in gathered:
+                gathered[batch.block] = DenseOutputs(spec, buffer.rows, record.codec)
+            dense = gathered[batch.block]
+            _label_batch(forward, teacher, folder, record.codec, buffer, dense, batch, pixels)
             pool.release()
             report.crops += int(buffer.is_good(batch.first, batch.count).sum())
             report.seconds = time.monotonic() - start
             report.masked |= buffer.reasons
             on_batch(batch.count, report)
             if batch.last:
-                del open_blocks[batch.block]
-                writer.submit(_write(store, teacher, folder, batch.block, buffer))
+                del open_blocks[batch.block], gathered[batch.block]
+                writer.submit(_write(store, teacher, folder, batch.block, buffer, dense))
             writer.check()
             if stop is not None and stop.is_set():
                 raise StoppedError(STOPPED)
@@ -132,18 +137,19 @@ def _label_batch(
     folder: ImageFolder,
     codec: TopKCodec,
     buffer: BlockBuffer,
+    dense: DenseOutputs,
     batch: Batch,
     pixels: npt.NDArray[np.uint8],
 ) -> None:
     pixels[batch.count :] = 0  # empty slots: the last batch of a block has full size, always
     try:
-        values, index = forward(pixels)
+        outputs = forward.outputs(pixels)
     except torch.OutOfMemoryError as error:
         raise TeacherError(
             f"out of GPU memory with {len(pixels)} crops a batch: give a smaller --batch-size "
             "(and --overwrite, should the store already hold labels made with this one)"
         ) from error
-    values, index = values[: batch.count], index[: batch.count]
+    values, index = outputs.values[: batch.count], outputs.index[: batch.count]
     good = buffer.is_good(batch.first, batch.count)
 
     def key_at(position: int) -> str:
@@ -163,8 +169,9 @@ def _label_batch(
             f"teacher {teacher.spec.canonical} gives the same output for {len(rows)} different "
             f"crops from {key_at(int(rows[0]))} on: check its weights, mean and std"
         )
+    dense.add(batch.first, good, outputs)
     values = np.where(good[:, None], values, 0)
-    tail = 1 - np.exp(values.astype(np.float64)).sum(axis=1)
+    tail = np.where(good, outputs.rest[: batch.count], 1)
     buffer.add_labels(batch.first, codec.encode_topk(values, index, tail))
 
 
@@ -193,8 +200,15 @@ def _differ(pixels: npt.NDArray[np.uint8]) -> bool:
 
 
 def _write(
-    store: LabelStore, teacher: Teacher, folder: ImageFolder, block: int, buffer: BlockBuffer
+    store: LabelStore,
+    teacher: Teacher,
+    folder: ImageFolder,
+    block: int,
+    buffer: BlockBuffer,
+    dense: DenseOutputs,
 ) -> Callable[[], None]:
+    mass, name = dense.tail_mass(), teacher.spec.name
+
     def write() -> None:
         rows = buffer.rows
         labels = buffer.finish()
@@ -206,7 +220,9 @@ def _write(
             status=buffer.status,
             box=buffer.box,
             flip=buffer.flip,
-            labels={teacher.spec.name: labels},
+            labels={name: labels},
+            tail_mass={} if mass is None else {name: mass},
+            samples={name: dense.sample(buffer.status == ImageStatus.OK)},
         )
         store.write_block(block, data, device=device_name(teacher.device))
 

@@ -1,9 +1,10 @@
-"""From uint8 crops to the k most probable classes, all on the device."""
+"""From uint8 crops to the k most probable classes and the mass of the rest, on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,22 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from labelgen.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a batch of B crops gives.
+
+    values: float32 [B, k] largest log-probabilities, falling; index: int64 [B, k] their classes.
+    rest: float32 [B] sum of all other probabilities (1 - sum of the k loses small ones).
+    log_probs: float32 [B, C], on the device; tails: the probabilities, 0 for the k largest.
+    """
+
+    values: npt.NDArray[np.float32]
+    index: npt.NDArray[np.int64]
+    rest: npt.NDArray[np.float32]
+    log_probs: Tensor
+    tails: Tensor
 
 
 class Forward:
@@ -56,8 +73,17 @@ class Forward:
 
         Equal ones stand in order of their class id. A NaN comes first, so that it is seen.
         """
-        values, index = top_k_by_id(self.log_probs(self.normalise(pixels)), self._top_k)
-        return values.cpu().numpy(), index.cpu().numpy()
+        found = self.outputs(pixels)
+        return found.values, found.index
+
+    @torch.inference_mode()
+    def outputs(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
+        """The k largest log-probabilities, as `__call__`, with all that they are taken from."""
+        log_probs = self.log_probs(self.normalise(pixels))
+        values, index = top_k_by_id(log_probs, self._top_k)
+        tails = log_probs.exp().scatter_(1, index, 0.0)
+        rest = tails.sum(dim=1).cpu().numpy()
+        return Outputs(values.cpu().numpy(), index.cpu().numpy(), rest, log_probs, tails)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Half precision where the teacher asks for it."""

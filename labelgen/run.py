@@ -16,7 +16,7 @@ import numpy as np
 
 from labelgen.teacher import Teacher
 from storage.cli_common import DEFAULT_STORE
-from storage.codecs import TopKCodec
+from storage.dictionary import default_codec
 from storage.errors import IncompleteStore, StoreError, TeachonceError
 from storage.format import (
     DEFAULT_KEY_BYTES,
@@ -176,7 +176,7 @@ def build_spec(
         UsageError: a setting out of range.
     """
     kept = min(DEFAULT_TOP_K, teacher.spec.num_classes) if top_k is None else top_k
-    codec = TopKCodec(num_classes=teacher.spec.num_classes, top_k=kept)
+    codec = default_codec(teacher.spec.num_classes, kept, crops)
     record = teacher.record(codec=codec, batch_size=batch_size)
     plane_views = default_plane_views(crops)
     longest = max(len(key.encode("utf-8", "surrogateescape")) for key in folder.keys)

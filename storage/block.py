@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.codecs import MAX_CODE, NO_CODE, NO_INDEX, TopKLabels, gaps_from_codes
+from storage.certificate import LabelSample
+from storage.codecs import NO_CODE, TopKLabels
 from storage.errors import UsageError
 from storage.format import StoreSpec
 from storage.images import ImageStatus
+from storage.label_arrays import label_faults, label_parts, to_arrays
 
 Array = npt.NDArray[Any]
 
@@ -23,6 +25,9 @@ class BlockData:
 
     digest u1 [n, 32]; key: n names; size u2 [n, 2] (height, width); target i4 [n]; status u1 [n]
     (`ImageStatus`); box u2 [n, M, 4]; flip u1 [n, M]; labels: by teacher, of shape [n, M].
+    tail_mass: by teacher, float [n, C], for codecs with mean tails: probability of the classes that
+    a label doesn't keep, summed over an image's views. samples: by teacher, the dense outputs that
+    the certificate is measured on.
     """
 
     digest: npt.NDArray[np.uint8]
@@ -33,6 +38,8 @@ class BlockData:
     box: npt.NDArray[np.uint16]
     flip: npt.NDArray[np.uint8]
     labels: dict[str, TopKLabels]
+    tail_mass: dict[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
+    samples: dict[str, LabelSample] = field(default_factory=dict)
 
 
 def block_arrays(spec: StoreSpec, rows: range, data: BlockData) -> dict[str, Array]:
@@ -69,16 +76,15 @@ def block_arrays(spec: StoreSpec, rows: range, data: BlockData) -> dict[str, Arr
         _expect(f"labels/{name}/index", labels.index, "uint16", (n, M, k))
         _expect(f"labels/{name}/code", labels.code, "uint8", (n, M, k))
         _expect(f"labels/{name}/tail", labels.tail, "uint8", (n, M))
-        arrays[f"labels/{name}/index"] = _mask(labels.index, masked, NO_INDEX)
         falls = (labels.code[..., 1:] < labels.code[..., :-1]).reshape(n, -1).any(axis=1) & ~masked
         if falls.any():
             raise UsageError(
                 f"labels/{name}: row {rows.start + int(falls.argmax())} has probabilities that "
                 "rise along a label"
             )
-        gap = gaps_from_codes(labels.code)
-        arrays[f"labels/{name}/gap"] = _mask(gap, masked, NO_CODE)
-        arrays[f"labels/{name}/tail"] = _mask(labels.tail, masked, NO_CODE)
+        codec, mass = spec.teachers[name].codec, data.tail_mass.get(name)
+        for part, values in to_arrays(codec, labels, ~masked, mass).items():
+            arrays[f"labels/{name}/{part}"] = values
     for kind, where, detail in block_problems(spec, arrays):
         raise UsageError(f"{kind}: row {rows.start + where} {detail}")
     return arrays
@@ -115,20 +121,9 @@ def block_problems(spec: StoreSpec, arrays: dict[str, Array]) -> list[tuple[str,
     check("views/flip", (flip != NO_CODE) & ~ok[:, None], "is masked but has a flip")
     for name, teacher in sorted(spec.teachers.items()):
         path = f"labels/{name}"
-        index, gap, tail = (arrays[f"{path}/{part}"] for part in ("index", "gap", "tail"))
-        readable = ok[:, None]
-        ranked = np.sort(index, axis=-1)
-        twice = (ranked[..., 1:] == ranked[..., :-1]).any(axis=-1) & readable
-        check(f"{path}/index", (index >= teacher.num_classes).any(axis=-1) & readable,
-              "has a class that the teacher doesn't have")  # fmt: skip
-        check(f"{path}/index", twice, "has the same class twice in a label")
-        beyond = (gap == NO_CODE).any(axis=-1) | (gap.sum(axis=-1, dtype=np.int64) > MAX_CODE)
-        check(f"{path}/gap", beyond & readable, "has no code")
-        check(f"{path}/tail", (tail > MAX_CODE) & readable, "has no tail")
-        for part, values, fill in (("index", index, NO_INDEX), ("gap", gap, NO_CODE),
-                                   ("tail", tail, NO_CODE)):  # fmt: skip
-            filled = (values == fill).reshape(*readable.shape[:1], -1).all(axis=1)
-            check(f"{path}/{part}", ~filled & ~ok, "is masked but has labels")
+        parts = {part: arrays[f"{path}/{part}"] for part in label_parts(teacher.codec)}
+        for part, where, what in label_faults(teacher.codec, parts, ok):
+            check(f"{path}/{part}", where, what)
     return found
 
 

@@ -1,21 +1,20 @@
 """Zarr at arm's length: blocks become file bytes in memory, files become arrays.
 
 Writing goes through a memory store, so that this package alone decides when bytes reach the
-disk (atomically, flushed, hashed). Reading checks that every file is there first: zarr takes a
-missing file for fill values.
+disk (atomically, flushed, hashed). Reading goes through `decode.py`, or Zarr after a check that
+every file is there: Zarr takes a missing file for fill values.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.buffer.cpu import Buffer
-from zarr.storage import LocalStore, MemoryStore
 
+from storage.decode import is_known
 from storage.errors import CorruptStore
 from storage.format import json_bytes
 from storage.layout import ArrayLayout
@@ -30,6 +29,10 @@ def encode_block(layout: ArrayLayout, rows: range, values: Array) -> dict[str, b
         rows: the block's rows.
         values: [len(rows), ...] in the layout's shape and dtype.
     """
+    import zarr
+    from zarr.buffer.cpu import Buffer
+    from zarr.storage import MemoryStore
+
     objects: dict[str, Any] = {"zarr.json": Buffer.from_bytes(json_bytes(layout.metadata()))}
     opened: Any = zarr.open_array(MemoryStore(objects), mode="r+")
     # chunks that hold only fill values (masked images) are written too: absent means lost
@@ -49,33 +52,58 @@ def encode_block(layout: ArrayLayout, rows: range, values: Array) -> dict[str, b
 
 
 class ArrayReader:
-    """Reads one array of a store on disk; the metadata is parsed once."""
+    """Reads one array of a store on disk; the metadata is parsed once.
+
+    Arrays that are described exactly as this release writes them are decoded by `decode.py`,
+    others by Zarr.
+    """
 
     def __init__(self, root: Path, layout: ArrayLayout) -> None:
         self._layout = layout
         self._folder = root / layout.path
+        self._array: Any = None  # opened where Zarr has to read
         try:
-            self._array: Any = zarr.open_array(LocalStore(self._folder, read_only=True), mode="r")
+            found = json.loads((self._folder / "zarr.json").read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(error) from error
+        if found != layout.metadata() or not is_known(layout):
+            self._array = self._open()
+
+    def _open(self) -> Any:
+        import zarr
+        from zarr.storage import LocalStore
+
+        try:
+            array: Any = zarr.open_array(LocalStore(self._folder, read_only=True), mode="r")
         except Exception as error:  # zarr raises many types on damaged metadata
-            raise CorruptStore(
-                f"{self._folder / 'zarr.json'} can't be read ({first_line(error)}): "
-                "fetch the store again, or label again into a new one"
-            ) from error
-        found = (self._array.shape, str(self._array.dtype), self._array.chunks)
+            raise self._unreadable(error) from error
+        layout, found = self._layout, (array.shape, str(array.dtype), array.chunks)
         if found != (layout.shape, layout.dtype, layout.chunk):
             raise CorruptStore(
                 f"{self._folder / 'zarr.json'} describes {found}, the store's settings ask for "
                 f"{(layout.shape, layout.dtype, layout.chunk)}: fetch the store again"
             )
+        return array
 
-    def read(self, *selection: slice) -> Array:
-        """A part of the array. The caller has checked that its files exist.
+    def _unreadable(self, error: Exception) -> CorruptStore:
+        return CorruptStore(
+            f"{self._folder / 'zarr.json'} can't be read ({first_line(error)}): "
+            "fetch the store again, or label again into a new one"
+        )
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether `decode.read_parts` reads this array."""
+        return self._array is None
+
+    def read(self, rows: slice, views: slice | None = None) -> Array:
+        """A part of the array by Zarr. The caller has checked that its files exist.
 
         Raises:
             CorruptStore: a chunk doesn't decode (its checksum differs).
         """
         try:
-            return np.asarray(self._array[selection])
+            return np.asarray(self._array[rows if views is None else (rows, views)])
         except Exception as error:  # RuntimeError, ValueError, ...: any codec's own
             raise CorruptStore(
                 f"{self._folder}: a chunk can't be decoded ({first_line(error)}): run "

@@ -115,8 +115,7 @@ class TopKCodec:
         # a stable sort leaves equal classes in order of their id
         index = np.argsort(-log_probs, axis=-1, kind="stable")[..., : self.top_k]
         kept = np.take_along_axis(log_probs, index, axis=-1).astype(np.float64)
-        tail = 1 - np.exp(kept).sum(axis=-1)
-        return self.encode_topk(kept, index, tail)
+        return self.encode_topk(kept, index, self._tail_mass(log_probs, index))
 
     def encode_topk(
         self, log_prob: Floats, index: npt.NDArray[np.integer[Any]], tail: Floats
@@ -130,20 +129,19 @@ class TopKCodec:
         Raises:
             UsageError: a shape differs, or a value is NaN or +inf.
         """
-        log_prob, tail = np.asarray(log_prob, np.float64), np.asarray(tail, np.float64)
-        shape = log_prob.shape
+        logs = np.asarray(log_prob, np.float64)
+        tail, shape = np.asarray(tail, np.float64), logs.shape
         if shape[-1:] != (self.top_k,) or np.shape(index) != shape or tail.shape != shape[:-1]:
             raise UsageError(
                 f"top-k labels of shapes {shape}, {np.shape(index)} and {tail.shape}; expected "
                 f"[..., {self.top_k}], the same and [...]"
             )
-        if np.isnan(log_prob).any() or np.isposinf(log_prob).any() or not np.isfinite(tail).all():
+        if np.isnan(logs).any() or np.isposinf(logs).any() or not np.isfinite(tail).all():
             raise UsageError("log-probabilities hold NaN or +inf: the teacher's output is broken")
-        code = np.clip(np.rint(-log_prob / self.step), 0, MAX_CODE).astype(np.uint8)
+        code = np.clip(self._value_codes(logs), 0, MAX_CODE).astype(np.uint8)
         if self.top_k == self.num_classes:
             tail = np.zeros_like(tail)  # no other class is left
-        angle = np.arcsin(np.sqrt(np.clip(tail, 0, 1)))
-        tail_code = np.rint(angle * (MAX_CODE / (math.pi / 2))).astype(np.uint8)
+        tail_code = self.tail_codes(np.clip(tail, 0, 1))
         return TopKLabels(np.asarray(index).astype(np.uint16), code, tail_code)
 
     def decode(self, labels: TopKLabels) -> tuple[Float32, Float32]:
@@ -152,7 +150,7 @@ class TopKCodec:
         Fill values (rows of masked or unwritten images) decode to NaN: absence is no label.
         """
         probs = self._value_table()[labels.code]
-        tail = _tail_table()[labels.tail]
+        tail = self.tail_table()[labels.tail]
         probs *= ((1 - tail) / probs.sum(axis=-1))[..., None]
         return probs, tail
 
@@ -211,6 +209,29 @@ class TopKCodec:
         clamp = math.exp(-MAX_CODE * self.step) * self.top_k
         return math.tanh(self.step / 4) + math.pi / (4 * MAX_CODE) + clamp + 1e-6
 
+    @property
+    def max_tail_code(self) -> int:
+        """The largest tail code there is."""
+        return MAX_CODE
+
+    def _tail_mass(self, log_probs: Floats, index: npt.NDArray[np.integer[Any]]) -> Floats:
+        kept = np.take_along_axis(log_probs, index, axis=-1).astype(np.float64)
+        return np.asarray(1 - np.exp(kept).sum(axis=-1))
+
+    def _value_codes(self, log_prob: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.rint(-log_prob / self.step)
+
+    def tail_codes(self, mass: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+        """Codes uint8 [...] of tail masses 0 to 1."""
+        angle = np.arcsin(np.sqrt(mass))
+        return np.rint(angle * (MAX_CODE / (math.pi / 2))).astype(np.uint8)
+
+    def tail_table(self) -> Float32:
+        """Tail mass of every code, float32 [256]; NaN where a code is none."""
+        table: npt.NDArray[np.float64] = np.sin(np.arange(256) * (math.pi / 2 / MAX_CODE)) ** 2
+        table[NO_CODE] = np.nan
+        return np.asarray(table, np.float32)
+
     def _value_table(self) -> Float32:
         table: npt.NDArray[np.float64] = np.exp(-self.step * np.arange(256))
         table[NO_CODE] = np.nan
@@ -238,9 +259,3 @@ def codes_from_gaps(gap: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         code[..., rank] += code[..., rank - 1]
     code[gap[..., 0] == NO_CODE] = NO_CODE
     return code
-
-
-def _tail_table() -> Float32:
-    table: npt.NDArray[np.float64] = np.sin(np.arange(256) * (math.pi / 2 / MAX_CODE)) ** 2
-    table[NO_CODE] = np.nan
-    return np.asarray(table, np.float32)

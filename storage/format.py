@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.codecs import TopKCodec
+from storage.dictionary import codec_from_json
 from storage.errors import FormatVersion, StoreError, UsageError
 from storage.pixels import PixelContract
 from storage.views import Sampler, sampler_from_json
@@ -26,6 +27,7 @@ ATTRIBUTE = "teachonce"  # the key of the root group's attributes that holds eve
 DEFAULT_KEY_BYTES = 256
 DEFAULT_PLANE_VIEWS = 4
 MAX_SEGMENT_VIEWS = 100
+MAX_ONE_SEGMENT = 150
 _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 
 
@@ -85,7 +87,7 @@ class TeacherRecord:
     def from_json(values: dict[str, Any], measured: dict[str, Any]) -> TeacherRecord:
         """The record that `to_json` described."""
         values = dict(values)
-        values["codec"] = TopKCodec.from_json(values["codec"])
+        values["codec"] = codec_from_json(values["codec"])
         for name in ("mean", "std", "classes"):
             if values[name] is not None:
                 values[name] = tuple(values[name])
@@ -199,10 +201,13 @@ def json_bytes(value: Any) -> bytes:
 def default_block_images(num_images: int, num_views: int) -> int:
     """Images a block has: the largest power of two that leaves 16 blocks and 2^21 crops a block.
 
-    At most 4096, so that an epoch's plane is read in pieces of some hundred kilobytes; at least 8.
+    At most 4096, so that an epoch's plane is read in pieces of some hundred kilobytes; at least
+    64, below which labels compress badly (docs/codec.md), or 8 where that would be too many crops.
     """
-    limit = min(4096, max(1, num_images // 16), max(1, (1 << 21) // num_views))
-    return min(num_images, max(8, 1 << (limit.bit_length() - 1)))
+    most = max(1, (1 << 21) // num_views)
+    limit = min(4096, max(1, num_images // 16), most)
+    least = 64 if most >= 64 else 8
+    return min(num_images, max(least, 1 << (limit.bit_length() - 1)))
 
 
 def default_plane_views(num_views: int) -> int:
@@ -211,8 +216,10 @@ def default_plane_views(num_views: int) -> int:
 
 
 def default_segment_views(num_views: int, plane_views: int) -> int:
-    """Views in one file: all of them up to 100, in whole planes."""
-    planes = max(1, min(math.ceil(num_views / plane_views), MAX_SEGMENT_VIEWS // plane_views))
+    """Views in one file, in whole planes: all of them up to 150, else 100 (no file of few views,
+    whose index would take as much room as a full one's)."""
+    most = MAX_SEGMENT_VIEWS if num_views > MAX_ONE_SEGMENT else num_views
+    planes = max(1, min(math.ceil(num_views / plane_views), math.ceil(most / plane_views)))
     return planes * plane_views
 
 

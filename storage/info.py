@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from storage import receipts
+from storage.certificate import bytes_by_part, certificate_lines
 from storage.manifest import read_manifest
 from storage.store import LabelStore
-
-PARTS = {"index": "ids", "gap": "values", "tail": "tail", "box": "boxes", "flip": "boxes"}
 
 
 def store_info(store: LabelStore) -> dict[str, Any]:
@@ -25,10 +24,6 @@ def store_info(store: LabelStore) -> dict[str, Any]:
     missing = store.missing_blocks()
     images = spec.num_images if manifest else sum(len(store.block_rows(r.block)) for r in done)
     crops = images * spec.num_views
-    by_part: dict[str, int] = {}
-    for name, size in sizes.items():
-        part = _part(name)
-        by_part[part] = by_part.get(part, 0) + size
     return {
         "path": str(store.path),
         "format_version": spec.format_version,
@@ -45,9 +40,7 @@ def store_info(store: LabelStore) -> dict[str, Any]:
         "folder_classes": len(spec.dataset.get("classes") or ()),
         "dataset_fingerprint": store.attributes.get("measured", {}).get("dataset_fingerprint"),
         "bytes": sum(sizes.values()),
-        "bytes_per_crop": {
-            part: round(size / max(crops, 1), 3) for part, size in sorted(by_part.items())
-        },
+        "bytes_per_crop": bytes_by_part(sizes, crops),
         "teachers": {
             name: {
                 "spec": record.spec,
@@ -57,6 +50,7 @@ def store_info(store: LabelStore) -> dict[str, Any]:
                 "input_size": record.input_size,
                 "interpolation": record.interpolation,
                 "classes": record.num_classes,
+                "codec": record.codec.to_json()["kind"],
                 "top_k": record.codec.top_k,
                 "step_nats": record.codec.step,
                 "max_error": round(record.codec.max_error, 4),
@@ -82,12 +76,17 @@ def info_text(info: dict[str, Any]) -> str:
     for name, teacher in info["teachers"].items():
         lines += [
             f"  teacher    {name}: {teacher['spec']} at {teacher['input_size']}, "
-            f"{teacher['classes']} classes, top-{teacher['top_k']} in {teacher['step_nats']} nat "
-            f"steps (max error {teacher['max_error']}), licence {teacher['licence']}",
+            f"{teacher['classes']} classes, top-{teacher['top_k']}{_codec_note(teacher['codec'])} "
+            f"in {teacher['step_nats']} nat steps (max error {teacher['max_error']}), licence "
+            f"{teacher['licence']}",
             f"             weights {teacher['digest']}",
         ]
-        if teacher["measured"]:
-            lines.append(f"             measured {_settings(teacher['measured'])}")
+        measured = dict(teacher["measured"])
+        certificate = measured.pop("certificate", None)
+        if measured:
+            lines.append(f"             measured {_settings(measured)}")
+        if certificate:
+            lines += [f"             {line}" for line in certificate_lines(certificate)]
     parts = ", ".join(f"{part} {size:.2f}" for part, size in per_crop.items())
     lines.append(f"  on disk    {info['bytes']:,} bytes; {total:.2f} a crop ({parts})")
     if info["root"]:
@@ -99,12 +98,8 @@ def info_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _part(name: str) -> str:
-    if name.endswith("zarr.json"):
-        return "metadata"
-    if name.startswith("images/"):
-        return "images"
-    return PARTS[name.split("/c/")[0].rsplit("/", 1)[-1]]
+def _codec_note(kind: str) -> str:
+    return " with a dictionary" if kind == "top-k-dictionary" else ""
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from storage.codecs import NO_CODE, NO_INDEX
+from storage.dictionary import DictionaryCodec
 from storage.format import StoreSpec
 
 NO_TARGET_FILL = -2  # -1 is an image without a class; -2 has never been written
@@ -84,11 +85,20 @@ def _zstd(level: int) -> tuple[dict[str, Any], ...]:
 
 def _bit_planes(itemsize: int) -> tuple[dict[str, Any], ...]:
     """Bits of equal weight together: geometry is noise in its low bits only."""
+    return _blosc(itemsize, "bitshuffle", 5)
+
+
+def _bytes_apart(itemsize: int) -> tuple[dict[str, Any], ...]:
+    """Bytes of equal weight together: the upper one is nearly always 0."""
+    return _blosc(itemsize, "shuffle", 9)
+
+
+def _blosc(itemsize: int, shuffle: str, level: int) -> tuple[dict[str, Any], ...]:
     blosc = {
         "typesize": itemsize,
         "cname": "zstd",
-        "clevel": 5,
-        "shuffle": "bitshuffle",
+        "clevel": level,
+        "shuffle": shuffle,
         "blocksize": 0,
     }
     return ({"name": "blosc", "configuration": blosc}, {"name": "crc32c"})
@@ -97,12 +107,18 @@ def _bit_planes(itemsize: int) -> tuple[dict[str, Any], ...]:
 def array_layouts(spec: StoreSpec) -> dict[str, ArrayLayout]:
     """Every array of a store by path, in the order blocks are written."""
 
-    def image_array(name: str, dtype: str, fill: int, *inner: tuple[str, int]) -> ArrayLayout:
+    def image_array(
+        path: str,
+        dtype: str,
+        fill: int,
+        *inner: tuple[str, int],
+        packed: tuple[dict[str, Any], ...] = _zstd(9),
+    ) -> ArrayLayout:
         sizes = tuple(size for _, size in inner)
         return ArrayLayout(
-            path=f"images/{name}", dtype=dtype, fill=fill,
+            path=path, dtype=dtype, fill=fill,
             shape=(spec.num_images, *sizes), chunk=(spec.block_images, *sizes), shard=None,
-            axes=("image", *(axis for axis, _ in inner)), compressors=_zstd(9),
+            axes=("image", *(axis for axis, _ in inner)), compressors=packed,
         )  # fmt: skip
 
     def view_array(
@@ -122,21 +138,36 @@ def array_layouts(spec: StoreSpec) -> dict[str, ArrayLayout]:
         )  # fmt: skip
 
     layouts = [
-        image_array("digest", "uint8", 0, ("byte", 32)),
-        image_array("key", "uint8", 0, ("byte", spec.key_bytes)),
-        image_array("size", "uint16", 0, ("height_width", 2)),
-        image_array("target", "int32", NO_TARGET_FILL),
-        image_array("status", "uint8", 255),
+        image_array("images/digest", "uint8", 0, ("byte", 32)),
+        image_array("images/key", "uint8", 0, ("byte", spec.key_bytes)),
+        image_array("images/size", "uint16", 0, ("height_width", 2)),
+        image_array("images/target", "int32", NO_TARGET_FILL),
+        image_array("images/status", "uint8", 255),
         view_array("views/box", "uint16", 0, _bit_planes(2), ("top_left_height_width", 4)),
         view_array("views/flip", "uint8", 255, _bit_planes(1)),
     ]
     for name, teacher in sorted(spec.teachers.items()):
-        rank = ("rank", teacher.codec.top_k)
-        layouts += [
-            view_array(f"labels/{name}/index", "uint16", NO_INDEX, _zstd(19), rank),
-            view_array(f"labels/{name}/gap", "uint8", NO_CODE, _zstd(15), rank),
-            view_array(f"labels/{name}/tail", "uint8", NO_CODE, _zstd(9)),
-        ]
+        codec, path = teacher.codec, f"labels/{name}"
+        rank = ("rank", codec.top_k)
+        if isinstance(codec, DictionaryCodec):
+            listed = ("listed_class", codec.num_classes)
+            layouts += [
+                image_array(f"{path}/classes", "uint16", NO_INDEX, listed, packed=_bytes_apart(2)),
+                view_array(f"{path}/place", "uint16", NO_INDEX, _bytes_apart(2), rank),
+                view_array(f"{path}/fall", "uint8", NO_CODE, _zstd(19),
+                           ("rank_after_first", max(codec.top_k - 1, 1))),
+                view_array(f"{path}/tail", "uint8", NO_CODE, _zstd(19)),
+            ]  # fmt: skip
+            if codec.spread_classes:
+                layouts.append(
+                    image_array(f"{path}/spread", "uint8", NO_CODE, listed, packed=_zstd(19))
+                )
+        else:
+            layouts += [
+                view_array(f"{path}/index", "uint16", NO_INDEX, _zstd(19), rank),
+                view_array(f"{path}/gap", "uint8", NO_CODE, _zstd(15), rank),
+                view_array(f"{path}/tail", "uint8", NO_CODE, _zstd(9)),
+            ]
     return {layout.path: layout for layout in layouts}
 
 

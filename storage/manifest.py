@@ -7,9 +7,11 @@ part of a store can be proven against the root of the whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,18 @@ import numpy as np
 
 from storage import receipts
 from storage.atomic import remove_leftovers, write_atomic
+from storage.certificate import summarise_sample
 from storage.errors import CorruptStore, FormatVersion, IncompleteStore
 from storage.format import ATTRIBUTE, dataset_fingerprint, json_bytes
 from storage.layout import array_layouts, group_metadata, group_paths
 from storage.local import LOCAL
 from storage.measure import summarise
 from storage.store import MANIFEST, ROOT_METADATA, LabelStore
+from storage.threads import decoders, for_each
 
 MANIFEST_VERSION = 1
+CARD = ("README.md", "croissant.json", "manifest.json.sig")  # written about a store, once sealed
+CHUNKS = "chunks.json"  # digests of chunks, which `push` adds (storage/remote/digests.py)
 HASH_CHUNK = 1 << 20
 
 
@@ -85,7 +91,15 @@ def read_manifest(store: Path) -> Manifest:
         CorruptStore: not the bytes that `seal` wrote, or it names files outside the store.
     """
     path = store / MANIFEST
-    data = path.read_bytes()
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest that a file's bytes hold; `path` names the file in errors.
+
+    Raises:
+        FormatVersion, CorruptStore: as `read_manifest`.
+    """
     try:
         values = json.loads(data)
         version = values["manifest_version"]
@@ -121,7 +135,7 @@ def is_safe_name(name: str) -> bool:
 
 def is_local(name: str) -> bool:
     """Files of a store folder that are not part of the store itself."""
-    return name in (MANIFEST, LOCAL) or name.split("/")[0] == receipts.FOLDER
+    return name in (MANIFEST, LOCAL, CHUNKS, *CARD) or name.split("/")[0] == receipts.FOLDER
 
 
 def expected_objects(store: LabelStore) -> list[str]:
@@ -135,10 +149,20 @@ def expected_objects(store: LabelStore) -> list[str]:
 
 def files_on_disk(root: Path) -> Iterator[tuple[str, Path]]:
     """(name, path) of every file and link below a store, local ones excepted; no link followed."""
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if not is_local(name) and (path.is_symlink() or not path.is_dir()):
-            yield name, path
+    found: list[str] = []
+
+    def walk(folder: Path | str, prefix: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    walk(entry.path, f"{name}/")
+                elif not is_local(name):
+                    found.append(name)
+
+    walk(root, "")
+    for name in sorted(found):
+        yield name, root / name
 
 
 def file_entry(path: Path) -> tuple[int, str]:
@@ -149,6 +173,20 @@ def file_entry(path: Path) -> tuple[int, str]:
             digest.update(chunk)
             size += len(chunk)
     return size, digest.hexdigest()
+
+
+def file_entries(root: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """`file_entry` of files by name, hashed on all cores; lost files and links are left out."""
+    found: dict[str, tuple[int, str]] = {}
+
+    def work(name: str) -> None:
+        path = root / name
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = file_entry(path)
+
+    for_each(names, work, decoders())
+    return found
 
 
 def seal(store: LabelStore) -> Manifest:
@@ -170,16 +208,17 @@ def seal(store: LabelStore) -> Manifest:
     _refuse_foreign(store)
     if store.is_sealed:
         manifest = read_manifest(store.path)
-        for name, entry in manifest.objects.items():
-            _check_entry(store.path, name, entry)
+        _check_entries(store.path, manifest.objects)
         return manifest
     found = [receipts.read_receipt(store.path, block) for block in range(store.blocks)]
     blocks = [receipt for receipt in found if receipt is not None]
-    objects: dict[str, tuple[int, str]] = {}
-    for receipt in blocks:
-        for name in store.block_objects(receipt.block):
-            objects[name] = _check_entry(store.path, name, receipt.objects[name])
-    _write_measured(store, blocks)
+    objects = {
+        name: receipt.objects[name]
+        for receipt in blocks
+        for name in store.block_objects(receipt.block)
+    }
+    _check_entries(store.path, objects)
+    _write_measured(store, blocks, {name: size for name, (size, _) in objects.items()})
     for name in expected_objects(store):
         if name not in objects:
             objects[name] = file_entry(store.path / name)
@@ -197,17 +236,21 @@ def _refuse_foreign(store: LabelStore) -> None:
             raise CorruptStore(f"{path} is a link: a store holds plain files only")
 
 
-def _check_entry(root: Path, name: str, entry: tuple[int, str]) -> tuple[int, str]:
-    if not (root / name).is_file() or file_entry(root / name) != entry:
-        raise CorruptStore(
-            f"{root / name} is not what was written (size or SHA-256 differs): delete it and run "
-            "the same `labelgen run` again"
-        )
-    return entry
+def _check_entries(root: Path, entries: Mapping[str, tuple[int, str]]) -> None:
+    found = file_entries(root, entries)
+    for name, entry in entries.items():
+        if found.get(name) != entry:
+            raise CorruptStore(
+                f"{root / name} is not what was written (size or SHA-256 differs): delete it and "
+                "run the same `labelgen run` again"
+            )
 
 
-def _write_measured(store: LabelStore, blocks: list[receipts.Receipt]) -> None:
-    """Put the measured summary into the root group's attributes."""
+def _write_measured(
+    store: LabelStore, blocks: list[receipts.Receipt], sizes: dict[str, int]
+) -> None:
+    """Put the measured summary and the certificate into the root group's attributes."""
+    crops = store.spec.num_images * store.spec.num_views
     store.attributes["measured"] = {
         "dataset_fingerprint": dataset_fingerprint(store.read_images().digest),
         "masked_images": int(np.count_nonzero(store.read_status())),
@@ -216,6 +259,11 @@ def _write_measured(store: LabelStore, blocks: list[receipts.Receipt]) -> None:
             for name in sorted(store.spec.teachers)
         },
     }
+    for name, measured in store.attributes["measured"]["teachers"].items():
+        samples = [r.samples[name] for r in blocks if name in r.samples]
+        certificate = summarise_sample(samples, sizes, name, crops)
+        if certificate:
+            measured["certificate"] = certificate
     for name, record in store.spec.teachers.items():
         record.measured.update(store.attributes["measured"]["teachers"][name])
     root = group_metadata({ATTRIBUTE: store.attributes})

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.classes import map_classes
-from storage.codecs import TopKLabels, codes_from_gaps
+from storage.codecs import TopKLabels
 from storage.format import StoreSpec, TeacherRecord
 from storage.images import ImageStatus
+from storage.label_arrays import from_arrays, label_parts
 
 Array = npt.NDArray[Any]
 
@@ -35,10 +36,9 @@ def measure_block(spec: StoreSpec, arrays: Mapping[str, Array]) -> dict[str, dic
         name: _measure_labels(
             spec,
             record,
-            TopKLabels(
-                index=arrays[f"labels/{name}/index"][readable],
-                code=codes_from_gaps(arrays[f"labels/{name}/gap"][readable]),
-                tail=arrays[f"labels/{name}/tail"][readable],
+            from_arrays(
+                record.codec,
+                {p: arrays[f"labels/{name}/{p}"][readable] for p in label_parts(record.codec)},
             ),
             target,
         )

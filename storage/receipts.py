@@ -30,6 +30,7 @@ class Receipt:
     objects: (bytes, hex SHA-256) of each file by its path in the store.
     masked: row, key and status of every image without labels.
     sums: what `measure_block` found, by teacher.
+    samples: what `measure_sample` found, by teacher.
     """
 
     block: int
@@ -38,6 +39,7 @@ class Receipt:
     sums: dict[str, dict[str, float]]
     device: str
     software: dict[str, str]
+    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     written: str = field(default_factory=lambda: _now())
     version: int = RECEIPT_VERSION
 

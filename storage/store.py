@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ import numpy.typing as npt
 from storage import receipts
 from storage.atomic import TEMPORARY, make_folder, write_atomic
 from storage.block import BlockData, block_arrays
+from storage.certificate import Divergences, measure_sample
 from storage.chunks import Array, ArrayReader, encode_block
-from storage.codecs import NO_CODE, codes_from_gaps
+from storage.codecs import NO_CODE
+from storage.decode import Part, read_parts
+from storage.dictionary import DictionaryCodec, ImageTail
 from storage.errors import (
     CorruptStore,
     IncompleteStore,
@@ -30,7 +33,9 @@ from storage.errors import (
 )
 from storage.format import ATTRIBUTE, StoreSpec, check_version, differences, json_bytes
 from storage.images import ImageStatus
+from storage.label_reader import LabelReader
 from storage.layout import array_layouts, group_metadata, group_paths
+from storage.lists import mean_tails
 from storage.local import read_local, write_local
 from storage.measure import measure_block
 from storage.tables import ImageTable, Plane, decode_keys
@@ -48,6 +53,7 @@ class LabelStore:
         self.attributes = attributes  # ours, as the root group holds them
         self._layouts = array_layouts(spec)
         self._readers: dict[str, ArrayReader] = {}
+        self._reader = LabelReader(self)
         self._status: npt.NDArray[np.uint8] | None = None
 
     @classmethod
@@ -199,16 +205,34 @@ class LabelStore:
             for path, layout in self._layouts.items()
             for name, content in encode_block(layout, rows, arrays[path]).items()
         }
-        self.put_block(block, objects, arrays, device)
+        samples = {
+            name: measure_sample(codec, data.labels[name], self._tails_in(name, arrays), sample)
+            for name, sample in data.samples.items()
+            for codec in [self.spec.teachers[name].codec]
+        }
+        self.put_block(block, objects, arrays, device, samples)
+
+    def _tails_in(self, teacher: str, arrays: Mapping[str, Array]) -> ImageTail | None:
+        """Mean tails of a block's images, where the codec has them."""
+        codec, path = self.spec.teachers[teacher].codec, f"labels/{teacher}"
+        if not isinstance(codec, DictionaryCodec) or not codec.spread_classes:
+            return None
+        return mean_tails(codec, arrays[f"{path}/classes"], arrays[f"{path}/spread"])
 
     def put_block(
-        self, block: int, objects: Mapping[str, bytes], arrays: Mapping[str, Array], device: str
+        self,
+        block: int,
+        objects: Mapping[str, bytes],
+        arrays: Mapping[str, Array],
+        device: str,
+        samples: Mapping[str, Divergences] | None = None,
     ) -> None:
         """Put a block's files in place, then its receipt; `write_block` for encoded blocks.
 
         Args:
             objects: every file's bytes by path; the caller answers for their content.
             arrays: the values in them, by array path.
+            samples: for the certificate, by teacher.
         Raises:
             StoreError: a sealed store, and the block's bytes would change.
         """
@@ -223,7 +247,7 @@ class LabelStore:
         receipts.remove_receipt(self.path, block)
         for name, content in objects.items():
             write_atomic(self.path / name, content)
-        self._status = None
+        self._status, self._reader = None, LabelReader(self)
         receipts.write_receipt(
             self.path,
             receipts.Receipt(
@@ -233,6 +257,7 @@ class LabelStore:
                     rows, decode_keys(arrays["images/key"]), arrays["images/status"]
                 ),
                 sums=measure_block(self.spec, arrays),
+                samples=dict(samples or {}),
                 device=device,
                 software=receipts.software(),
             ),
@@ -291,20 +316,29 @@ class LabelStore:
                 f"{self.spec.num_views - 1}"
             )
         views = slice(first, first + count)
-        box, flip = self._read_views("views/box", views), self._read_views("views/flip", views)
-        self._check_filled("views/flip", flip)
-        if teacher is None:
-            return Plane(box, flip)
-        if teacher not in self.spec.teachers:
+        if teacher is not None and teacher not in self.spec.teachers:
             raise UsageError(
                 f"{self.path} has no labels of teacher {teacher!r}; it has "
                 f"{', '.join(sorted(self.spec.teachers)) or 'none'}"
             )
-        index, gap, tail = (
-            self._read_views(f"labels/{teacher}/{name}", views) for name in ("index", "gap", "tail")
-        )
-        self._check_filled(f"labels/{teacher}/tail", tail)
-        return Plane(box, flip, index, codes_from_gaps(gap), tail)
+        parts = self._reader.parts(teacher) if teacher else ()
+        labels = [f"labels/{teacher}/{part}" for part in parts]
+        paths = ["views/box", "views/flip", *labels]
+        box, flip, *found = self.read_arrays(paths, slice(None), views)
+        self._check_filled("views/flip", flip)
+        if not found:
+            return Plane(box, flip)
+        assert teacher is not None
+        self._check_filled(f"labels/{teacher}/tail", found[-1])
+        read = self._reader.labels(teacher, found)
+        return Plane(box, flip, read.index, read.code, read.tail)
+
+    def read_image_tails(self, teacher: str) -> ImageTail | None:
+        """Mean tails of all images; None where the teacher's codec keeps none."""
+        return self._reader.image_tails(teacher)
+
+    def prefetch(self, first: int, count: int, teacher: str | None = None) -> None:
+        """Say which plane will be read next; stores that lie elsewhere begin to fetch it."""
 
     def write_local(
         self, data_folder: Path | str | None, run: dict[str, Any] | None = None
@@ -319,26 +353,44 @@ class LabelStore:
     def _read_all(self, path: str) -> Array:
         return self.read_array(path, slice(None))
 
-    def _read_views(self, path: str, views: slice) -> Array:
-        return self.read_array(path, slice(None), views)
-
     def read_array(self, path: str, rows: slice, views: slice | None = None) -> Array:
-        """A part of one array, after a look whether all its files are there."""
+        """A part of one array, after a look whether all its files are there.
+
+        `labels/<teacher>/index` and `gap` can be read whatever codec the labels have.
+        """
+        if path not in self._layouts:
+            return self._reader.read_logical(path, rows, views)
+        return self.read_arrays([path], rows, views)[0]
+
+    def read_arrays(
+        self, paths: Sequence[str], rows: slice, views: slice | None = None
+    ) -> list[Array]:
+        """The same part of several arrays (all with a view axis, or `views` None)."""
+        for path in paths:
+            for block, name in self._files_of(path, rows, views):
+                if not (self.path / name).is_file():
+                    raise self._missing(block, name)
+            if path not in self._readers:
+                self._readers[path] = ArrayReader(self.path, self._layouts[path])
+        direct = [path for path in paths if self._readers[path].is_direct]
+        parts = [Part(self._layouts[path], rows, views) for path in direct]
+        found = dict(zip(direct, read_parts(self.path, parts), strict=True))
+        return [
+            found[path] if path in found else self._readers[path].read(rows, views)
+            for path in paths
+        ]
+
+    def _files_of(self, path: str, rows: slice, views: slice | None) -> Iterator[tuple[int, str]]:
+        """(block, file) of a part of one array."""
         spec = self.spec
         first, last, _ = rows.indices(spec.num_images)
-        blocks = range(first // spec.block_images, -(-last // spec.block_images))
         segments = range(spec.num_segments)
         if views is not None:
             segments = range(views.start // spec.segment_views,
                              -(-views.stop // spec.segment_views))  # fmt: skip
-        layout = self._layouts[path]
-        for block in blocks:
-            for name in layout.object_paths(block, segments):
-                if not (self.path / name).is_file():
-                    raise self._missing(block, name)
-        if path not in self._readers:
-            self._readers[path] = ArrayReader(self.path, layout)
-        return self._readers[path].read(*([rows] if views is None else [rows, views]))
+        for block in range(first // spec.block_images, -(-last // spec.block_images)):
+            for name in self._layouts[path].object_paths(block, segments):
+                yield block, name
 
     def _missing(self, block: int, name: str) -> StoreError:
         if self.is_sealed:

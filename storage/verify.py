@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from storage.layout import array_layouts, group_metadata, group_paths
 from storage.manifest import (
     Manifest,
     expected_objects,
+    file_entries,
     file_entry,
     files_on_disk,
     read_manifest,
@@ -145,13 +148,20 @@ def _open(
 
 
 def _check_entries(root: Path, entries: dict[str, tuple[int, str]], full: bool, note: Note) -> None:
+    hashed = file_entries(root, entries) if full else {}
+    folder = str(root)
     for name, entry in sorted(entries.items()):
-        path = root / name
-        if path.is_symlink() or not path.is_file():
-            note(name, "link" if path.is_symlink() else "missing", "expected a file")
-        elif path.stat().st_size != entry[0]:
-            note(name, "size", f"has {path.stat().st_size} bytes, expected {entry[0]}")
-        elif full and file_entry(path) != entry:
+        try:
+            status = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - ten thousand times
+        except OSError:
+            note(name, "missing", "expected a file")
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            link = stat.S_ISLNK(status.st_mode)
+            note(name, "link" if link else "missing", "expected a file")
+        elif status.st_size != entry[0]:
+            note(name, "size", f"has {status.st_size} bytes, expected {entry[0]}")
+        elif full and hashed.get(name) != entry:
             note(name, "hash", f"SHA-256 is not {entry[1]}")
 
 

@@ -35,6 +35,7 @@ from storage.counter import (
     round46,
 )
 from storage.errors import FormatVersion, UsageError
+from storage.imported import IMPORTED_VERSION, ImportedViews
 
 SAMPLER_VERSION = 1
 MAX_SIDE = 65_535  # boxes are uint16
@@ -249,7 +250,9 @@ def sampler_from_json(values: dict[str, Any]) -> Sampler:
     """
     values = dict(values)
     kind, version = values.pop("kind", None), values.pop("version", None)
-    known = {RandomResizedCrop.kind: RandomResizedCrop, PaddedCrop.kind: PaddedCrop}
+    if kind == ImportedViews.kind and version == IMPORTED_VERSION:
+        return ImportedViews(source=values["source"])
+    known = {RandomResizedCrop.kind, PaddedCrop.kind, ImportedViews.kind}
     if kind not in known or version != SAMPLER_VERSION:
         raise FormatVersion(
             f"view sampler {kind!r} version {version!r}; this release knows "

@@ -53,6 +53,12 @@ def tiny_teacher(folder: Path, **changes: object) -> Teacher:
 
 def plain_labels(store: LabelStore, teacher: Teacher, root: Path) -> tuple[np.ndarray, TopKLabels]:
     """Boxes [N, M, 4] and labels [N, M, ...] of sound images, made one step after the other."""
+    boxes, log_probs = plain_outputs(store, teacher, root)
+    return boxes, store.spec.teachers[teacher.spec.name].codec.encode(log_probs)
+
+
+def plain_outputs(store: LabelStore, teacher: Teacher, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N, M, 4] and log-probabilities [N, M, C] of sound images."""
     spec, codec = store.spec, store.spec.teachers[teacher.spec.name].codec
     batch_size = spec.teachers[teacher.spec.name].batch_size
     forward = Forward(teacher, codec.top_k)
@@ -78,7 +84,7 @@ def plain_labels(store: LabelStore, teacher: Teacher, root: Path) -> tuple[np.nd
             pixels = np.stack(batch + [empty] * (batch_size - len(batch)))
             rows.append(forward.log_probs(forward.normalise(pixels))[: len(batch)].numpy())
     shape = (len(boxes), spec.num_views, -1)
-    return np.stack(boxes), codec.encode(np.concatenate(rows).reshape(shape))
+    return np.stack(boxes), np.concatenate(rows).reshape(shape)
 
 
 def jpeg_bytes(pixels: np.ndarray) -> bytes:

@@ -95,9 +95,13 @@ def make_block(
         for r in rows
     ]
     labels: dict[str, TopKLabels] = {}
+    mass: dict[str, np.ndarray] = {}
     for name, teacher in spec.teachers.items():
         logs = [make_log_probs(r, spec.num_views, teacher.num_classes) for r in rows]
         labels[name] = teacher.codec.encode(np.stack(logs))
+        others = np.exp(np.stack(logs))
+        np.put_along_axis(others, labels[name].index.astype(int), 0, axis=-1)
+        mass[name] = others.sum(axis=1)
     return BlockData(
         digest=np.stack([np.frombuffer(image_digest(r), np.uint8) for r in rows]),
         key=[keys[r] if keys else f"{CLASSES[r % 3]}/{r:04d}.jpg" for r in rows],
@@ -109,6 +113,7 @@ def make_block(
         box=np.stack([view.box for view in views]),
         flip=np.stack([view.flip for view in views]),
         labels=labels,
+        tail_mass=mass,
     )
 
 

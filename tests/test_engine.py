@@ -242,7 +242,7 @@ def test_nan_outputs_name_the_image_and_write_nothing(tmp_path: Path, image_fold
     with pytest.raises(
         TeacherError, match=r"NaN or infinite outputs, first for class0/image0\.jpg"
     ):
-        generate(teacher, image_folder, tmp_path / "s", crops=2, workers=1)
+        generate(teacher, image_folder, tmp_path / "s", crops=2, workers=1, block_images=8)
     assert LabelStore.open(tmp_path / "s").missing_blocks() == [0, 1]
 
 
@@ -251,7 +251,7 @@ def test_constant_outputs_are_refused(tmp_path: Path, image_folder: Path) -> Non
     with torch.no_grad():
         teacher.model.fc.weight.zero_()
     with pytest.raises(TeacherError, match="the same output for 16 different crops"):
-        generate(teacher, image_folder, tmp_path / "s", crops=2, workers=1)
+        generate(teacher, image_folder, tmp_path / "s", crops=2, workers=1, block_images=8)
 
 
 def test_equal_images_may_have_equal_outputs(tmp_path: Path) -> None:

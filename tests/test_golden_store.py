@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from storage.codecs import TopKLabels
+from storage.dictionary import DictionaryCodec
 from storage.images import ImageStatus
 from storage.manifest import read_manifest
 from storage.store import LabelStore
@@ -21,7 +22,7 @@ STORES = sorted(path.name for path in GOLDEN.glob("format*") if path.is_dir())
 
 
 def test_every_format_has_a_golden_store():
-    assert STORES == ["format1"]
+    assert STORES == ["format1", "format1_dictionary"]
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -41,13 +42,21 @@ def test_a_golden_store_opens_verifies_and_decodes(name):
     dense = codec.dense(TopKLabels(plane.index, plane.code, plane.tail))
     readable = dense[table.status == ImageStatus.OK].reshape(-1, codec.num_classes)
     np.testing.assert_allclose(readable, expected["dense"], atol=2e-6)  # written with 6 digits
+    tails = store.read_image_tails("toy")
+    assert (tails is not None) == ("mean_tail" in expected)
+    if tails is not None:
+        assert isinstance(codec, DictionaryCodec)
+        dense = codec.dense_with_tail(TopKLabels(plane.index, plane.code, plane.tail), tails)
+        readable = dense[table.status == ImageStatus.OK].reshape(-1, codec.num_classes)
+        np.testing.assert_allclose(readable, expected["mean_tail"], atol=2e-6)
 
 
-def test_today_s_writer_writes_what_the_golden_store_decodes_to(tmp_path):
+@pytest.mark.parametrize("name", STORES)
+def test_today_s_writer_writes_what_the_golden_store_decodes_to(name, tmp_path):
     """Settings and decoded values, not bytes: compressors may improve."""
     script = GOLDEN / "write_golden.py"
     subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
-    fresh, golden = (LabelStore.open(f / "format1") for f in (tmp_path, GOLDEN))
+    fresh, golden = (LabelStore.open(f / name) for f in (tmp_path, GOLDEN))
     assert fresh.spec.settings() == golden.spec.settings()
     ours, theirs = fresh.read_plane(0, 5, "toy"), golden.read_plane(0, 5, "toy")
     for part in ("box", "flip", "index", "code", "tail"):

@@ -7,9 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.codecs import TopKCodec
+from storage.dictionary import DictionaryCodec
 from storage.errors import UsageError
-from trainer.config import LABEL_TYPES
+from storage.label_arrays import to_arrays
+from storage.lists import mean_tails
+from trainer.config import LABEL_TYPES, LabelConfig
 from trainer.labels import as_label_type, decode_topk
+from trainer.losses import soft_cross_entropy_topk
+from trainer.mean_tails import MeanTails
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 40), step=st.sampled_from([0.1, 0.25]))
@@ -47,3 +52,58 @@ def test_label_types_equal_the_codecs_own(label_type, top_k):
     assert np.array_equal(ours_index.numpy(), expected.index)
     assert np.allclose(ours.numpy(), expected.probs, atol=2e-6)
     assert np.allclose(rest.numpy(), expected.rest, atol=2e-6)
+
+
+def random_codec_case(seed: int):
+    rng = np.random.default_rng([7, seed])
+    codec = DictionaryCodec(num_classes=20, top_k=4, spread_classes=7, spread_weight=0.6)
+    log_probs = np.log(rng.dirichlet(np.full(20, 0.4), size=(3, 5)))
+    labels = codec.encode(log_probs)
+    mass = np.exp(log_probs)
+    np.put_along_axis(mass, labels.index.astype(int), 0, axis=-1)
+    arrays = to_arrays(codec, labels, np.ones(3, bool), mass.sum(axis=1))
+    tails = mean_tails(codec, arrays["classes"], arrays["spread"])
+    return rng, codec, labels, tails
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_the_dictionary_codec_decodes_as_numpy_does(seed):
+    _, codec, labels, _ = random_codec_case(seed)
+    probs, tail = codec.decode(labels)
+    ours, our_tail = decode_topk(
+        torch.tensor(labels.code), torch.tensor(labels.tail), codec.step,
+        torch.from_numpy(codec.tail_table()),
+    )  # fmt: skip
+    assert np.allclose(ours.numpy(), probs, atol=2e-6)
+    assert np.allclose(our_tail.numpy(), tail, atol=2e-6)
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.sampled_from([0.5, 1.0, 4.0]))
+@settings(max_examples=30, deadline=None)
+def test_the_loss_with_mean_tails_equals_the_dense_formula(seed, temperature):
+    rng, codec, labels, tails = random_codec_case(seed)
+    logits = rng.normal(0, 4, (15, 20))
+    scaled = logits / temperature
+    log_q = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+    dense = codec.dense_with_tail(labels, tails).reshape(15, 20).astype(np.float64)
+    expected = -(dense * log_q).sum(-1).mean()
+    index = torch.from_numpy(labels.index.reshape(15, 4).astype(np.int64))
+    probs, tail = (torch.from_numpy(part.reshape(15, *part.shape[2:])) for part in
+                   codec.decode(labels))  # fmt: skip
+    means = MeanTails(tails.index, tails.share, codec.spread_weight, codec.top_k)
+    even, listed, extra = means.spread(np.arange(3), 5, index, tail)
+    np.testing.assert_allclose(probs.sum(-1) + even + extra.sum(-1), 1, atol=2e-6)
+    ours = soft_cross_entropy_topk(
+        torch.from_numpy(logits), index, probs, even, temperature, listed, extra
+    )
+    assert float(ours) == pytest.approx(expected, rel=2e-5, abs=1e-5)  # float32 sums
+
+
+def test_mean_tails_serve_whole_labels_with_a_tail_only():
+    means = MeanTails(np.zeros((1, 2), np.uint16), np.zeros((1, 2), np.float32), 0.6, 4)
+    assert means.serve(LabelConfig(teacher="t"))
+    assert means.serve(LabelConfig(teacher="t", top_k=4))
+    for other in ({"top_k": 3}, {"label_type": "hard"}, {"label_type": "marginal_renorm"},
+                  {"tail": "even"}):  # fmt: skip
+        assert not means.serve(LabelConfig(teacher="t", **other))

@@ -376,18 +376,18 @@ def test_the_data_folder_is_only_a_hint(tmp_path):
 
 @pytest.mark.parametrize(("num_images", "num_views", "expected"), [
     (1_281_167, 500, 4096), (1_281_167, 100, 4096), (50_000, 162, 2048), (9469, 32, 512),
-    (1200, 32, 64), (100, 4, 8), (5, 4, 5), (1, 1, 1), (10**6, 10**6, 8),
+    (1200, 32, 64), (100, 4, 64), (5, 4, 5), (1, 1, 1), (10**6, 10**6, 8),
 ])  # fmt: skip
 def test_default_blocks_are_neither_too_few_nor_too_large(num_images, num_views, expected):
     assert default_block_images(num_images, num_views) == expected
 
 
 @pytest.mark.parametrize("num_views", [1, 2, 3, 4, 5, 32, 100, 101, 162, 500])
-def test_default_segments_are_whole_planes_up_to_100_views(num_views):
+def test_default_segments_are_whole_planes_of_100_views_or_all_up_to_150(num_views):
     plane = default_plane_views(num_views)
     segment = default_segment_views(num_views, plane)
-    assert segment % plane == 0 and segment <= 100
-    assert segment >= min(num_views, 100 // plane * plane)
+    most = num_views if num_views <= 150 else 100
+    assert segment % plane == 0 and 0 <= segment - most < plane
 
 
 def test_the_fingerprint_is_of_a_set_of_images():

@@ -9,11 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TopKTarget:
-    """Decoded teacher labels of B crops."""
+    """Decoded teacher labels of B crops; probs, tail and extra sum to 1."""
 
     index: Tensor  # int64 [B, k], falling probability
     probs: Tensor  # float32 [B, k]
-    tail: Tensor  # float32 [B]
+    tail: Tensor  # float32 [B], spread evenly over the other classes
+    extra_index: Tensor | None = None  # int64 [B, S], classes of the image's mean tail
+    extra: Tensor | None = None  # float32 [B, S], what they have beside
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from storage.errors import UsageError
 METHODS = ("fkd", "supervised")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("fp32", "bf16")
+LABEL_TAILS = ("mean", "even")
 LABEL_TYPES = ("marginal_smoothing", "marginal_renorm", "smoothing", "hard")
 
 
@@ -61,11 +62,16 @@ class LabelConfig:
     label_type: str = "marginal_smoothing"
     top_k: int | None = None  # None: all that are stored
     temperature: float = 1.0  # of the student's softmax
+    tail: str = "mean"  # the image's mean tail where the store has one and no class is cut
 
     def __post_init__(self) -> None:
         _require(
             self.label_type in LABEL_TYPES,
             f"--label-type is {self.label_type!r}; expected one of {', '.join(LABEL_TYPES)}",
+        )
+        _require(
+            self.tail in LABEL_TAILS,
+            f"--label-tail is {self.tail!r}; expected one of {', '.join(LABEL_TAILS)}",
         )
         _require(
             self.temperature > 0, f"--temperature is {self.temperature}; expected a positive number"

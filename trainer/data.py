@@ -16,6 +16,7 @@ from storage.images import ImageStatus
 from trainer.batch import Batch, TopKTarget
 from trainer.config import LabelConfig, StudentConfig
 from trainer.labels import as_label_type, decode_topk
+from trainer.mean_tails import MeanTails, read_mean_tails
 from trainer.plan import EpochPlan
 from trainer.replay.beton import Beton
 
@@ -48,6 +49,8 @@ class TrainingData:
         tables: epoch number and plan -> the views and labels of that epoch.
         stored_views: M views to plan over.
         code_step: nats per label code, None without labels.
+        tail_table: tail mass of each of 256 tail codes, None without labels.
+        mean_tails: mean tails of the images, None where the labels have none.
     """
 
     beton: Beton
@@ -59,7 +62,11 @@ class TrainingData:
     interpolation: str
     padding: int
     code_step: float | None
+    tail_table: npt.NDArray[np.float32] | None = None
+    mean_tails: MeanTails | None = None
     notes: tuple[str, ...] = ()
+    # asks a store that lies elsewhere for an epoch's plane ahead of time
+    prefetch: Callable[[EpochPlan], None] = lambda _plan: None
 
 
 def match_rows(
@@ -103,9 +110,10 @@ def join_store(beton: Beton, store: LabelStore, teacher: str | None) -> Training
     digests = np.zeros_like(beton.digests)
     digests[rows] = images.digest[store_row[rows]]
 
+    spread = _spread_rows(rows, store_row[rows], beton.num_rows)
+
     def tables(_epoch: int, plan: EpochPlan) -> EpochTables:
         plane = store.read_plane(plan.first_view, plan.num_views, teacher)
-        spread = _spread_rows(rows, store_row[rows], beton.num_rows)
         if teacher is None:
             return EpochTables(spread(plane.box), spread(plane.flip))
         return EpochTables(*(spread(a) for a in (plane.box, plane.flip, plane.index, plane.code,
@@ -131,7 +139,10 @@ def join_store(beton: Beton, store: LabelStore, teacher: str | None) -> Training
         interpolation=spec.pixel.interpolation,
         padding=spec.pixel.padding,
         code_step=None if teacher is None else spec.teachers[teacher].codec.step,
+        tail_table=None if teacher is None else spec.teachers[teacher].codec.tail_table(),
+        mean_tails=None if teacher is None else read_mean_tails(store, teacher, spread),
         notes=notes,
+        prefetch=lambda plan: store.prefetch(plan.first_view, plan.num_views, teacher),
     )
 
 
@@ -225,6 +236,8 @@ class BatchSource:
 
     def __post_init__(self) -> None:
         self._normalise = normaliser(self.student, self.device)
+        table = self.data.tail_table
+        self._tail_table = None if table is None else torch.from_numpy(table).to(self.device)
 
     def epoch(
         self, loader, epoch: int, plan: EpochPlan, step_images: int, first_step: int = 0
@@ -275,9 +288,12 @@ class BatchSource:
         index = torch.from_numpy(tables.index[rows].reshape(-1, k).astype(np.int64))
         code = torch.from_numpy(tables.code[rows].reshape(-1, k)).to(self.device)
         tail_code = torch.from_numpy(tables.tail[rows].reshape(-1)).to(self.device)
-        probs, tail = decode_topk(code, tail_code, self.data.code_step)
-        return TopKTarget(
-            *as_label_type(
-                self.labels.label_type, self.labels.top_k, index.to(self.device), probs, tail
-            )
+        probs, tail = decode_topk(code, tail_code, self.data.code_step, self._tail_table)
+        index, probs, tail = as_label_type(
+            self.labels.label_type, self.labels.top_k, index.to(self.device), probs, tail
         )
+        means = self.data.mean_tails
+        if means is None or not means.serve(self.labels):
+            return TopKTarget(index, probs, tail)
+        even, listed, extra = means.spread(rows, tables.index.shape[1], index, tail)
+        return TopKTarget(index, probs, even, listed, extra)

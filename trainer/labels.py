@@ -12,17 +12,24 @@ from storage.errors import UsageError
 TAIL_CODES = 254  # storage.codecs: tail mass on an angle scale of 255 codes
 
 
-def decode_topk(code: Tensor, tail_code: Tensor, step: float) -> tuple[Tensor, Tensor]:
+def decode_topk(
+    code: Tensor, tail_code: Tensor, step: float, tail_table: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Probabilities of the kept classes and of the tail.
 
     Args:
         code: uint8 [B, k], minus log-probability in steps.
-        tail_code: uint8 [B], tail mass on an angle scale.
+        tail_code: uint8 [B], tail mass on the codec's scale.
         step: nats per code.
+        tail_table: float32 [256], the codec's scale (`TopKCodec.tail_table`); the angle scale of
+            codec "top-k" where None.
     Returns:
         (float32 [B, k], float32 [B]); rows sum to 1.
     """
-    tail = torch.sin(tail_code.float() * (math.pi / 2 / TAIL_CODES)).square()
+    if tail_table is None:
+        tail = torch.sin(tail_code.float() * (math.pi / 2 / TAIL_CODES)).square()
+    else:
+        tail = tail_table[tail_code.long()]
     probs = torch.exp(code.float() * -step)
     probs = probs * ((1.0 - tail) / probs.sum(-1)).unsqueeze(-1)
     return probs, tail
@@ -52,3 +59,26 @@ def as_label_type(
     if label_type == "marginal_renorm":
         return index, kept / kept.sum(-1, keepdim=True), torch.zeros_like(tail)
     return index, kept, tail + probs[..., k:].sum(-1)
+
+
+def with_mean_tail(
+    index: Tensor, tail: Tensor, mean_index: Tensor, mean_share: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
+    """Spread a part of each label's tail as the image's mean tail lies, the rest evenly.
+
+    The mean tail is restricted to classes the label doesn't keep; where none is left, the whole
+    tail is spread evenly (the definition is `storage.dictionary.DictionaryCodec.dense_with_tail`).
+
+    Args:
+        index: int64 [B, k] kept classes; tail [B] mass of all others.
+        mean_index: int64 [B, S] classes of the mean tail; mean_share: [B, S], 0 where unused.
+        weight: share of the tail that follows the mean tail.
+    Returns:
+        (float32 [B] mass to spread evenly over all classes not kept, float32 [B, S] mass that the
+        classes `mean_index` get beside).
+    """
+    kept = (mean_index.unsqueeze(-1) == index.unsqueeze(-2)).any(-1)
+    share = mean_share.masked_fill(kept, 0.0)
+    total = share.sum(-1)
+    moved = weight * tail * (total > 0)
+    return tail - moved, share * (moved / total.clamp_min(1e-30)).unsqueeze(-1)

@@ -28,7 +28,7 @@ SMALL_SIDE = 64  # students of images up to this side are CIFAR networks by defa
 class FitRequest:
     """What the user asked for; None means "choose for me" (the choice is recorded)."""
 
-    labels: Path | None = None
+    labels: Path | str | None = None  # folder or address of a label store
     data: str | None = None
     val: Path | None = None
     out: Path | None = None
@@ -42,6 +42,7 @@ class FitRequest:
     sampler: Any = None  # storage.views sampler of runs without a store
     label_type: str = "marginal_smoothing"
     label_k: int | None = None
+    label_tail: str = "mean"
     temperature: float = 1.0
     optimizer: str = "sgd"
     lr: float | None = None
@@ -115,6 +116,7 @@ def configure(
             label_type=request.label_type,
             top_k=request.label_k,
             temperature=request.temperature,
+            tail=request.label_tail,
         )
         if uses_labels
         else None,

@@ -30,6 +30,12 @@ class FKD(Method):
         labels = batch.labels
         return {
             "soft_ce": soft_cross_entropy_topk(
-                logits, labels.index, labels.probs, labels.tail, self.temperature
+                logits,
+                labels.index,
+                labels.probs,
+                labels.tail,
+                self.temperature,
+                labels.extra_index,
+                labels.extra,
             )
         }
