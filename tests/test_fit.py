@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from training import make_store, request
 
 from storage import LabelStore
-from storage.codecs import TopKCodec, TopKLabels
+from storage.codecs import TopKLabels
 from storage.errors import (
     CorruptStore,
     IncompleteStore,
@@ -84,7 +84,7 @@ def test_one_step_from_the_store_is_one_step_with_the_live_teacher(world, tmp_pa
     plan = plan_epoch(0, 0, num_images=24, stored_views=8, views_per_image=4)
     images = store.read_images()
     plane = store.read_plane(plan.first_view, 4, next(iter(store.spec.teachers)))
-    codec = TopKCodec(num_classes=3, top_k=3)
+    codec = store.spec.teachers[next(iter(store.spec.teachers))].codec
     crops, labels = [], []
     for row in plan.order:  # the beton's rows are the store's: both sort the same folder
         image = decode_rgb((world / "images" / images.key[row]).read_bytes())
@@ -224,9 +224,9 @@ def test_an_unsealed_or_incomplete_store_is_refused(world, tmp_path):
 
 def test_a_missing_shard_is_an_error_not_a_zero_label(world, tmp_path):
     store = copy_of(world, tmp_path)
-    shard = next(path for path in sorted(store.glob("labels/*/code/c/**/*")) if path.is_file())
+    shard = next(path for path in sorted(store.glob("labels/*/tail/c/**/*")) if path.is_file())
     shard.unlink()
-    with pytest.raises(CorruptStore, match="code"):
+    with pytest.raises(CorruptStore, match="tail"):
         fit(request(tmp_path / "run", labels=store))
 
 
@@ -312,3 +312,24 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, tmp_p
         fit(request(run, labels=world / "store.zarr", epochs=1))
     assert not (run / "checkpoint.pt").exists()
     assert fit(request(run, labels=world / "store.zarr", epochs=1)).steps == 6
+
+
+def test_a_student_learns_over_http_as_from_the_folder(world, tmp_path, monkeypatch):
+    """The same bits, with the store on a web server and nothing of it on this machine before."""
+    import functools
+    import threading
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_args):
+            pass
+
+    monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
+    handler = functools.partial(Quiet, directory=str(world))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/store.zarr"
+        remote = fit(request(tmp_path / "far", labels=url, data=str(world / "images")))
+        server.shutdown()
+    near = fit(request(tmp_path / "near", labels=world / "store.zarr"))
+    assert_equal_weights(remote, near)

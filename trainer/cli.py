@@ -19,7 +19,7 @@ from storage.cli_common import (
     view_options,
     workers_option,
 )
-from trainer.config import LABEL_TYPES, METHODS, OPTIMIZERS, PRECISIONS
+from trainer.config import LABEL_TAILS, LABEL_TYPES, METHODS, OPTIMIZERS, PRECISIONS
 
 FILE = click.Path(path_type=Path)
 
@@ -68,7 +68,7 @@ def _pack_text(report) -> str:
 
 
 @cli.command()
-@click.option("--labels", type=FILE, help="Label store, as `labelgen run` wrote it.")
+@click.option("--labels", help="Label store: a folder, or https://, s3://, gs://, hf:// address.")
 @click.option("--data", help="Image folder or .beton [default: where the store was made from].")
 @click.option("--val", type=FILE, help="ImageFolder tree to evaluate on after each epoch.")
 @click.option("--out", type=FILE, help="Run folder [default: runs/METHOD-STUDENT].")
@@ -97,6 +97,14 @@ def _pack_text(report) -> str:
     "--label-k", type=click.IntRange(1), help="Classes to keep of the stored ones [default: all]."
 )
 @click.option(
+    "--label-tail",
+    type=click.Choice(LABEL_TAILS),
+    default=LABEL_TAILS[0],
+    show_default=True,
+    help="Mass beyond the kept classes: as the image's mean tail lies, where the store has one and "
+    "no kept class is left out; or evenly, as FKD.",
+)
+@click.option(
     "--temperature", type=float, default=1.0, show_default=True, help="Of the student's softmax."
 )
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True)
@@ -123,7 +131,7 @@ def _pack_text(report) -> str:
 @overwrite_option
 @json_option
 def fit(
-    labels: Path | None,
+    labels: str | None,
     views: str,
     scale: tuple[float, float],
     padding: int,

@@ -13,33 +13,40 @@ from storage.cli_common import resolve_data
 from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
 from storage.images import ImageFolder, scan_folder
 from storage.progress import Progress
+from storage.remote import is_remote, open_any
 from storage.verify import verify
 from trainer.replay.beton import Beton, PackReport, pack
 from trainer.replay.epoch import ReplayLoader
 
 
-def open_labels(path: Path) -> LabelStore:
-    """Open a sealed store whose files are all there and of the right size.
+def open_labels(location: str | Path) -> LabelStore:
+    """Open a sealed store: a folder whose files are all there, or an address to read from.
+
+    A remote store's manifest is checked when it is opened, its files as they are fetched.
 
     Raises:
         IncompleteStore: blocks are missing, or it was never sealed.
         CorruptStore: files are missing, truncated or foreign.
     """
-    store = LabelStore.open(path)
+    store = open_any(location)
+    if is_remote(str(location)):
+        return store
     missing = [] if store.is_sealed else store.missing_blocks()
     if missing:
         raise IncompleteStore(
-            f"{path} is incomplete: {len(missing)} of {store.blocks} blocks are not labelled; run "
-            "the same `labelgen run` again to finish it"
+            f"{location} is incomplete: {len(missing)} of {store.blocks} blocks are not labelled; "
+            "run the same `labelgen run` again to finish it"
         )
     if not store.is_sealed:
-        raise IncompleteStore(f"{path} is complete but not sealed: run `labelstore seal {path}`")
-    problems = verify(path, full=False).problems
+        raise IncompleteStore(
+            f"{location} is complete but not sealed: run `labelstore seal {location}`"
+        )
+    problems = verify(store.path, full=False).problems
     if problems:
         first = problems[0]
         raise CorruptStore(
-            f"{path}: {first.path}: {first.detail} ({len(problems)} problems in all; see "
-            f"`labelstore verify {path}`)"
+            f"{location}: {first.path}: {first.detail} ({len(problems)} problems in all; see "
+            f"`labelstore verify {location}`)"
         )
     return store
 

@@ -15,6 +15,7 @@ from torch import nn
 from storage.allocator import keep_freed_memory
 from storage.images import ImageFolder, scan_folder
 from storage.progress import Progress
+from storage.remote import is_remote
 from trainer import checkpoint, methods, models, optim
 from trainer.config import StudentConfig, TrainConfig
 from trainer.data import BatchSource, TrainingData
@@ -91,9 +92,8 @@ def fit(request: FitRequest) -> FitResult:
     images = find_images(request.data, store)
     val = scan_folder(request.val) if request.val else None
     out = request.out or default_out(request)
-    cache = store.path.with_suffix(".beton") if store is not None else out / "train.beton"
     out.mkdir(parents=True, exist_ok=True)
-    beton = open_images(images, cache, request.workers)
+    beton = open_images(images, _beton_place(request, out), request.workers)
     config, data = configure(request, device, store, beton)
     if val is not None:
         student_targets(val, config.student)  # refuse other classes before training, not after
@@ -103,6 +103,13 @@ def fit(request: FitRequest) -> FitResult:
     networks, state = _prepare(config, out, device)
     (out / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
     return _train(config, data, val, out, networks, state, device, request)
+
+
+def _beton_place(request: FitRequest, out: Path) -> Path:
+    """Beside a local store, for all its students; else in the run's folder."""
+    if request.labels is None or is_remote(str(request.labels)):
+        return out / "train.beton"
+    return Path(request.labels).with_suffix(".beton")
 
 
 def _prepare(config: TrainConfig, out: Path, device: torch.device) -> tuple[Networks, RunState]:
@@ -220,6 +227,16 @@ def _train_epoch(
         total_steps=epoch_steps * config.epochs,
         warmup_steps=round(config.optim.warmup_epochs * epoch_steps),
     )
+    if state.epoch + 1 < config.epochs:
+        data.prefetch(
+            plan_epoch(
+                config.seed,
+                state.epoch + 1,
+                num_images=len(data.rows),
+                stored_views=data.stored_views,
+                views_per_image=config.views_per_image,
+            )
+        )
     with recorder.timed():
         train_steps(
             networks.student,

@@ -1,0 +1,150 @@
+"""The Hub at its HTTP boundary: the real client and obstore against a look-alike on loopback."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from remote_helpers import assert_same, connect, publish
+
+from storage.errors import StoreError
+from storage.remote.location import RemoteError
+from storage.remote.push import push
+
+hub = pytest.importorskip("huggingface_hub")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Answers as the Hub does: a revision's commit, and files by redirects to another host."""
+
+    def __init__(self, files: Path) -> None:
+        self.paths: list[str] = []
+        self.commit = COMMIT
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                outer.paths.append(self.path)
+                resolve = f"/datasets/lab/labels/resolve/{outer.commit}/"
+                if self.path == "/api/datasets/lab/labels/revision/v1.0":
+                    body = {"_id": "1", "id": "lab/labels", "sha": outer.commit, "siblings": []}
+                    self.reply(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+                elif self.path.startswith("/api/"):
+                    self.reply(404, b'{"error":"Revision Not Found"}',
+                               {"X-Error-Code": "RevisionNotFound"})  # fmt: skip
+                elif self.path.startswith(resolve):
+                    name = self.path.removeprefix(resolve)
+                    if not (files / name).is_file():
+                        self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+                    else:
+                        self.reply(302, b"", {"Location": f"/cdn/{name}"})
+                elif self.path.startswith("/cdn/"):
+                    self.send_part((files / self.path.removeprefix("/cdn/")).read_bytes())
+                else:
+                    self.reply(404, b"", {})
+
+            def send_part(self, data: bytes) -> None:
+                asked = self.headers.get("Range")
+                headers = {"Last-Modified": "Sat, 21 Nov 2026 08:00:00 GMT"}
+                if not asked:
+                    return self.reply(200, data, headers)
+                first, last = (int(x) for x in asked.removeprefix("bytes=").split("-"))
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+                return self.reply(206, data[first : last + 1], headers)
+
+            def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Hub:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    local = publish(tmp_path / "files/r152.zarr")
+    with Hub(tmp_path / "files") as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        yield server, local
+
+
+def test_a_dataset_is_read_at_the_commit_that_its_tag_names(served, tmp_path):
+    server, local = served
+    remote = connect("hf://datasets/lab/labels@v1.0/r152.zarr", tmp_path / "cache")
+    assert_same(remote, local, 2, 2)
+    files = [path for path in server.paths if not path.startswith(("/api/", "/cdn/"))]
+    assert files and all(f"/resolve/{COMMIT}/r152.zarr/" in path for path in files)
+    assert server.paths.count("/api/datasets/lab/labels/revision/v1.0") == 1
+
+
+def test_an_unknown_revision_is_named(served, tmp_path):
+    with pytest.raises(RemoteError, match="hf://datasets/lab/labels@v9"):
+        connect("hf://datasets/lab/labels@v9/r152.zarr", tmp_path / "cache")
+
+
+class FakeApi:
+    """Stands in for uploads, which end at the Hub's own protocol."""
+
+    calls: ClassVar[list[tuple[str, dict]]] = []
+
+    def create_repo(self, repo_id, **options):
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload_folder", options))
+
+    def upload_file(self, **options):
+        self.calls.append(("upload_file", options))
+
+
+def test_a_push_to_the_hub_sends_the_manifest_last(tmp_path, monkeypatch):
+    local = publish(tmp_path / "s", chunks=False)
+    FakeApi.calls.clear()
+    monkeypatch.setattr(hub, "HfApi", FakeApi)
+    push(local.path, "hf://datasets/lab/labels@main/r152.zarr")
+    names = [name for name, _ in FakeApi.calls]
+    assert names == ["create_repo", "upload_folder", "upload_file", "upload_file"]
+    folder = FakeApi.calls[1][1]
+    assert folder["repo_id"] == "lab/labels" and folder["path_in_repo"] == "r152.zarr"
+    assert {"manifest.json", "receipts/*", "local.json"} <= set(folder["ignore_patterns"])
+    assert [c["path_in_repo"] for _, c in FakeApi.calls[2:]] == [
+        "r152.zarr/chunks.json", "r152.zarr/manifest.json"]  # fmt: skip
+
+
+def test_a_damaged_store_is_not_pushed_to_the_hub(tmp_path, monkeypatch):
+    local = publish(tmp_path / "s", chunks=False)
+    FakeApi.calls.clear()
+    monkeypatch.setattr(hub, "HfApi", FakeApi)
+    path = local.path / "images/target/c/0"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreError, match="images/target"):
+        push(local.path, "hf://datasets/lab/labels")
+    assert not FakeApi.calls
