@@ -17,7 +17,7 @@ say "data: scikit-learn's handwritten digits"
 "$bin/python" scripts/demo.py digits "$demo/digits"
 
 say "a teacher, trained on them"
-common=(--val "$demo/digits/val" --scale 0.5 1.0 --no-flip --batch-size 64)
+common=(--val "$demo/digits/val" --scale 0.5 1.0 --no-flip --batch-size 64 --lr 0.1)
 "$bin/trainer" fit --method supervised --student resnet14 --data "$demo/digits/train" --size 32 \
     "${common[@]}" --epochs 6 --views-per-image 2 --out "$demo/teacher" --json > "$demo/teacher.json"
 
@@ -34,7 +34,7 @@ say "a student from hard labels"
     "${student[@]}" --out "$demo/student-hard" --json > "$demo/student-hard.json"
 
 say "the same student from the store, without the teacher"
-"$bin/trainer" fit --labels "$demo/store.zarr" --val "$demo/digits/val" --batch-size 64 \
+"$bin/trainer" fit --labels "$demo/store.zarr" --val "$demo/digits/val" --batch-size 64 --lr 0.1 \
     "${student[@]}" --out "$demo/student-store" --json > "$demo/student-store.json"
 
 say "result"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from storage.cli_common import json_option, print_result, run_cli
+from storage.commands import archives, card, remote, reuse
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,15 +16,20 @@ def cli() -> None:
     """
 
 
+for _part in (reuse, remote, archives, card):
+    for _command in _part.COMMANDS:
+        cli.add_command(_command)
+
+
 @cli.command()
-@click.argument("store", type=click.Path())
+@click.argument("store")
 @json_option
 def info(store: str, as_json: bool) -> None:
-    """Show what STORE holds, its size by part and its state."""
+    """Show what STORE (a folder or an address) holds, its size by part and its state."""
     from storage.info import info_text, store_info
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
-    found = store_info(LabelStore.open(store))
+    found = store_info(open_any(store))
     print_result(found, as_json, info_text(found))
 
 

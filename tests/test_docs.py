@@ -50,7 +50,11 @@ def test_a_documented_command_parses(line):
         name, command, words = command.resolve_command(context, words)
         if "--help" in words:
             return
-    command.make_context(name, words, parent=context)  # raises on unknown options
+    try:
+        command.make_context(name, words, parent=context)  # raises on unknown options
+    except click.BadParameter as error:  # the files that an example names need not be here
+        if "No such file" not in error.message and "does not exist" not in error.message:
+            raise
 
 
 @pytest.mark.parametrize("text", list(blocks("python")))

@@ -1,0 +1,1 @@
+"""Label archives of other projects: reading them into stores, writing them from stores."""

@@ -1,0 +1,1 @@
+"""What a store tells people and machines about itself: README, Croissant, signature."""
