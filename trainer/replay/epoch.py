@@ -6,6 +6,7 @@ and the views from the caller's plan, so nothing here is random.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class ReplayBatch:
     failed: npt.NDArray[np.bool_]  # [B]
 
 
-class ReplayLoader:
+class ReplayLoader(ABC):
     """What both loaders share: settings, their checks, the check of an epoch's plan.
 
     Args:
@@ -96,10 +97,11 @@ class ReplayLoader:
         self._check(rows, box, flip)
         return self._batches(rows, box, flip)
 
+    @abstractmethod
     def _batches(
         self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray
     ) -> Iterator[ReplayBatch]:
-        raise NotImplementedError
+        """The batches of a checked epoch."""
 
     def _check(self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray) -> None:
         plane = (self.beton.num_rows, self.views)
