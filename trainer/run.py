@@ -214,13 +214,14 @@ def _train_epoch(
 ) -> None:
     data, state = source.data, recorder.state
     epoch_steps = steps_per_epoch(len(data.rows), step_images)
-    plan = plan_epoch(
+    plan_of = functools.partial(
+        plan_epoch,
         config.seed,
-        state.epoch,
         num_images=len(data.rows),
         stored_views=data.stored_views,
         views_per_image=config.views_per_image,
     )
+    plan = plan_of(state.epoch)
     lr_of_step = functools.partial(
         lr_at,
         peak=config.optim.lr,
@@ -228,15 +229,7 @@ def _train_epoch(
         warmup_steps=round(config.optim.warmup_epochs * epoch_steps),
     )
     if state.epoch + 1 < config.epochs:
-        data.prefetch(
-            plan_epoch(
-                config.seed,
-                state.epoch + 1,
-                num_images=len(data.rows),
-                stored_views=data.stored_views,
-                views_per_image=config.views_per_image,
-            )
-        )
+        data.prefetch(plan_of(state.epoch + 1))
     with recorder.timed():
         train_steps(
             networks.student,
