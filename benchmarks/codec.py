@@ -5,7 +5,9 @@
 Runs the teacher over `--views` views of `--images` images once (`--outputs FILE` keeps what it
 says, C float32 a crop, and takes it from there the next time), then encodes it with every codec and
 writes the arrays as a store would: sizes are those of whole files, shard indices and per-image
-lists included. Divergences are KL(dense || decoded) over all crops.
+lists included. Divergences are KL(dense || decoded) over all crops. Boxes and flips have a table of
+their own, beside what others would take: four float32 and a flip (FKD's records), as they are and
+packed, four uint16 packed, and log2 of how many views of its size an image has.
 (docs/codec.md has the tables of one run.)
 """
 
@@ -20,7 +22,9 @@ from pathlib import Path
 
 import click
 import numpy as np
+from numcodecs.zstd import Zstd
 
+from storage.box_codec import BOX_NUMBERS, VIEW_CODECS
 from storage.certificate import LabelSample, bytes_by_part, measure_sample
 from storage.chunks import encode_block
 from storage.codecs import TopKCodec, TopKLabels
@@ -30,6 +34,7 @@ from storage.label_arrays import to_arrays
 from storage.layout import array_layouts
 from storage.lists import mean_tails
 from storage.pixels import PixelContract
+from storage.view_arrays import to_view_arrays
 from storage.views import RandomResizedCrop
 
 IMAGES_AT_ONCE = 10
@@ -37,11 +42,12 @@ IMAGES_AT_ONCE = 10
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """log_probs float32 [N, M, C]; box u2 [N, M, 4]; flip u1 [N, M]."""
+    """log_probs float32 [N, M, C]; box u2 [N, M, 4]; flip u1 [N, M]; size [N, 2]."""
 
     log_probs: np.ndarray
     box: np.ndarray
     flip: np.ndarray
+    size: np.ndarray
 
 
 def dense_outputs(
@@ -62,7 +68,7 @@ def dense_outputs(
     teacher = load_teacher(resolve(spec, weights=weights, arch=arch), device, "fp32")
     forward, folder = Forward(teacher, 1), scan_folder(data)
     rows = np.unique(np.linspace(0, len(folder) - 1, images).astype(int))
-    boxes, flips, logs = [], [], []
+    boxes, flips, logs, image_sizes = [], [], [], []
     for number, row in enumerate(rows):
         encoded = folder.path(int(row)).read_bytes()
         image = decode_rgb(encoded)
@@ -78,12 +84,19 @@ def dense_outputs(
         logs.append(torch.cat(parts).cpu().numpy())
         boxes.append(drawn.box)
         flips.append(drawn.flip)
+        image_sizes.append((image.height, image.width))
         print(f"\r{number + 1} of {len(rows)} images", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return Outputs(np.stack(logs), np.stack(boxes), np.stack(flips))
+    return Outputs(np.stack(logs), np.stack(boxes), np.stack(flips), np.array(image_sizes))
 
 
-def store_spec(codec: TopKCodec, num_images: int, num_views: int, block_images: int) -> StoreSpec:
+def store_spec(
+    codec: TopKCodec,
+    num_images: int,
+    num_views: int,
+    block_images: int,
+    view_codec: str = BOX_NUMBERS,
+) -> StoreSpec:
     """A store of this shape, of a teacher without particulars."""
     record = TeacherRecord(
         name="t", spec="t", library="", version="", arch="", digest="", licence="", input_size=224,
@@ -93,7 +106,7 @@ def store_spec(codec: TopKCodec, num_images: int, num_views: int, block_images: 
     return StoreSpec(
         num_images=num_images, num_views=num_views, block_images=block_images, plane_views=4,
         segment_views=default_segment_views(num_views, 4), sampler=RandomResizedCrop(),
-        pixel=PixelContract(), seed=0, dataset={}, teachers={"t": record},
+        pixel=PixelContract(), seed=0, dataset={}, teachers={"t": record}, view_codec=view_codec,
     )  # fmt: skip
 
 
@@ -124,12 +137,63 @@ def sizes(
         here = TopKLabels(labels.index[part], labels.code[part], labels.tail[part])
         arrays = to_arrays(codec, here, np.ones(len(rows), bool), mass[part])
         arrays = {f"labels/t/{name}": values for name, values in arrays.items()}
-        arrays |= {"views/box": outputs.box[part], "views/flip": outputs.flip[part]}
-        for path, layout in array_layouts(spec).items():
-            if path in arrays:
-                files = encode_block(layout, rows, arrays[path])
-                found |= {name: len(content) for name, content in files.items()}
+        arrays |= view_values(spec, outputs, part)
+        found |= file_sizes(spec, rows, arrays)
     return bytes_by_part(found, num_images * num_views)
+
+
+def view_values(spec: StoreSpec, outputs: Outputs, part: slice) -> dict[str, np.ndarray]:
+    """Arrays of boxes and flips of some images."""
+    return to_view_arrays(spec, outputs.box[part], outputs.flip[part], outputs.size[part])
+
+
+def file_sizes(spec: StoreSpec, rows: range, arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """Bytes of a block's files by path."""
+    layouts = array_layouts(spec)
+    return {
+        name: len(content)
+        for path, values in arrays.items()
+        for name, content in encode_block(layouts[path], rows, values).items()
+    }
+
+
+def box_sizes(outputs: Outputs, block_images: int) -> dict[str, float]:
+    """Bytes a crop of boxes and flips in each way, whole files."""
+    num_images, num_views = outputs.flip.shape
+    some, found = TopKCodec(num_classes=2, top_k=1), {}
+    for view_codec in VIEW_CODECS:
+        spec = store_spec(some, num_images, num_views, block_images, view_codec)
+        files: dict[str, int] = {}
+        for block in range(spec.num_blocks):
+            rows = spec.block_rows(block)
+            part = slice(rows.start, rows.stop)
+            files |= file_sizes(spec, rows, view_values(spec, outputs, part))
+        found[view_codec] = sum(files.values())
+    shares = outputs.box / np.repeat(outputs.size, 2, axis=0).reshape(-1, 1, 4)[:, :, [0, 2, 1, 3]]
+    records = np.concatenate([shares, outputs.flip[..., None]], axis=-1).astype(np.float32)
+    plain = np.concatenate([outputs.box, outputs.flip[..., None]], axis=-1).astype(np.uint16)
+    found["float32, zstd 9"] = packed_size(records, block_images)
+    found["uint16, zstd 9"] = packed_size(plain, block_images)
+    crops = {name: size / (num_images * num_views) for name, size in found.items()}
+    return crops | {"float32, as they are": 17.0, "log2 of the choices": choices(outputs)}
+
+
+def packed_size(values: np.ndarray, block_images: int) -> int:
+    """Chunks of a block's plane of four views, each by itself, without any index."""
+    zstd = Zstd(level=9)
+    return sum(
+        len(zstd.encode(np.ascontiguousarray(values[row : row + block_images, view : view + 4])))
+        for row in range(0, values.shape[0], block_images)
+        for view in range(0, values.shape[1], 4)
+    )
+
+
+def choices(outputs: Outputs) -> float:
+    """Mean bytes that say which of an image's sizes, places and flips a view is."""
+    shorter = outputs.size.min(axis=1).astype(np.int64)
+    kinds = (shorter + 1) // 2 * (7 * (shorter + 1) // 12 + 2)
+    room = outputs.size[:, None] - outputs.box[..., 2:].astype(np.int64) + 1
+    return float((np.log2(kinds)[:, None] + np.log2(2 * room.prod(axis=-1))).mean() / 8)
 
 
 def divergences(
@@ -187,7 +251,7 @@ def main(
     """Print bytes a crop and divergences of every codec."""
     if outputs is not None and outputs.exists():
         loaded = np.load(outputs, allow_pickle=False)
-        dense = Outputs(loaded["log_probs"], loaded["box"], loaded["flip"])
+        dense = Outputs(*(loaded[field.name] for field in dataclasses.fields(Outputs)))
     else:
         if data is None:
             raise click.UsageError("--data is needed")
@@ -210,9 +274,14 @@ def main(
         }
         results.append(found)
         print(name, file=sys.stderr, flush=True)
+    boxes = {block: box_sizes(dense, int(block)) for block in blocks.split(",")}
     if as_json:
-        print(json.dumps(results))
+        print(json.dumps({"labels": results, "boxes": boxes}))
         return
+    print("\nboxes and flip, bytes a crop by images a block\n")
+    print(f"| kept as | {' | '.join(boxes)} |\n|---|{'---|' * len(boxes)}")
+    for name in next(iter(boxes.values())):
+        print(f"| {name} | " + " | ".join(f"{found[name]:.2f}" for found in boxes.values()) + " |")
     for block in blocks.split(","):
         print(f"\nbytes a crop, blocks of {block} images, planes of 4 views\n")
         print(

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from storage.augment import Augment as Augment
     from storage.block import BlockData as BlockData
     from storage.codecs import SoftLabels as SoftLabels
     from storage.codecs import TopKCodec as TopKCodec
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
     from storage.tables import ImageTable as ImageTable
     from storage.tables import Plane as Plane
     from storage.verify import VerifyReport as VerifyReport
+    from storage.views import CentreCrop as CentreCrop
     from storage.views import PaddedCrop as PaddedCrop
     from storage.views import RandomResizedCrop as RandomResizedCrop
     from storage.views import Views as Views
     from storage.views import sampler_from_json as sampler_from_json
 
 _HOME = {
+    "Augment": "augment",
     "BlockData": "block",
+    "CentreCrop": "views",
     "ImageTable": "tables",
     "LabelStore": "store",
     "Manifest": "manifest",

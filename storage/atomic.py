@@ -45,18 +45,18 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
+    """Flush a folder's entries, so that a rename survives a power cut.
+
+    Raises:
+        OSError: the system's own error, with `folder` as its file name.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
     finally:
         os.close(handle)
-
-
-def remove_leftovers(root: Path) -> None:
-    """Delete temporary files of killed writers; only when no writer is at work."""
-    for path in root.rglob(f"{TEMPORARY}*"):
-        _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storage.augment import NO_DRAW
+from storage.block_values import AddedBlock, expect_array, value_arrays, value_problems
+from storage.canaries import Canary
 from storage.certificate import LabelSample
 from storage.codecs import NO_CODE, TopKLabels
 from storage.errors import UsageError
 from storage.format import StoreSpec
 from storage.images import ImageStatus
-from storage.label_arrays import label_faults, label_parts, to_arrays
+from storage.view_arrays import box_faults, to_view_arrays, view_faults
 
 Array = npt.NDArray[Any]
 
@@ -25,9 +28,13 @@ class BlockData:
 
     digest u1 [n, 32]; key: n names; size u2 [n, 2] (height, width); target i4 [n]; status u1 [n]
     (`ImageStatus`); box u2 [n, M, 4]; flip u1 [n, M]; labels: by teacher, of shape [n, M].
+    draw: i2 [n, M, D] where the store has augmentations, else None.
     tail_mass: by teacher, float [n, C], for codecs with mean tails: probability of the classes that
     a label doesn't keep, summed over an image's views. samples: by teacher, the dense outputs that
     the certificate is measured on.
+    targets: by path and array name, encoded vectors [n, F, ...] (storage/targets/vectors.py).
+    pixels: u1 [n, 32], digests of the decoded pixels, where the store keeps them.
+    canaries: of those crops of the block that `canary_views` names, where the writer has pixels.
     """
 
     digest: npt.NDArray[np.uint8]
@@ -40,6 +47,17 @@ class BlockData:
     labels: dict[str, TopKLabels]
     tail_mass: dict[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
     samples: dict[str, LabelSample] = field(default_factory=dict)
+    targets: dict[str, dict[str, Array]] = field(default_factory=dict)
+    pixels: npt.NDArray[np.uint8] | None = None
+    draw: npt.NDArray[np.int16] | None = None
+    canaries: tuple[Canary, ...] = ()
+
+    def values(self) -> AddedBlock:
+        """Labels and targets alone."""
+        return AddedBlock(
+            labels=self.labels, tail_mass=self.tail_mass, samples=self.samples,
+            targets=self.targets,
+        )  # fmt: skip
 
 
 def block_arrays(spec: StoreSpec, rows: range, data: BlockData) -> dict[str, Array]:
@@ -49,16 +67,14 @@ def block_arrays(spec: StoreSpec, rows: range, data: BlockData) -> dict[str, Arr
         UsageError: a wrong shape, type or range; the message names array and row.
     """
     n, M = len(rows), spec.num_views
-    if sorted(data.labels) != sorted(spec.teachers):
-        raise UsageError(
-            f"labels of {sorted(data.labels)}; the store is for {sorted(spec.teachers)}"
-        )
-    _expect("digest", data.digest, "uint8", (n, 32))
-    _expect("size", data.size, "uint16", (n, 2))
-    _expect("target", data.target, "int32", (n,))
-    _expect("status", data.status, "uint8", (n,))
-    _expect("box", data.box, "uint16", (n, M, 4))
-    _expect("flip", data.flip, "uint8", (n, M))
+    expect_array("digest", data.digest, "uint8", (n, 32))
+    expect_array("size", data.size, "uint16", (n, 2))
+    expect_array("target", data.target, "int32", (n,))
+    expect_array("status", data.status, "uint8", (n,))
+    expect_array("box", data.box, "uint16", (n, M, 4))
+    expect_array("flip", data.flip, "uint8", (n, M))
+    if (data.draw is None) != (spec.augment is None):
+        raise UsageError(f"draws are {'missing' if data.draw is None else 'not in the settings'}")
     masked = data.status != ImageStatus.OK
     arrays: dict[str, Array] = {
         "images/digest": data.digest,
@@ -66,25 +82,23 @@ def block_arrays(spec: StoreSpec, rows: range, data: BlockData) -> dict[str, Arr
         "images/size": data.size,
         "images/target": data.target,
         "images/status": data.status,
-        "views/box": _mask(data.box, masked, 0),
-        "views/flip": _mask(data.flip, masked, NO_CODE),
     }
+    box, flip = _mask(data.box, masked, 0), _mask(data.flip, masked, NO_CODE)
+    for path, bad, what in box_faults(spec, box, flip, data.size, ~masked):
+        if bad.any():
+            raise UsageError(f"{path}: row {rows.start + int(bad.any(axis=1).argmax())} {what}")
+    arrays |= to_view_arrays(spec, box, flip, data.size)
+    if spec.augment is not None and data.draw is not None:
+        expect_array("draw", data.draw, "int16", (n, M, spec.augment.columns))
+        arrays["views/draw"] = _mask(data.draw, masked, NO_DRAW)
     if len(data.key) != n:
         raise UsageError(f"{len(data.key)} keys for {n} images")
-    for name, labels in data.labels.items():
-        k = spec.teachers[name].codec.top_k
-        _expect(f"labels/{name}/index", labels.index, "uint16", (n, M, k))
-        _expect(f"labels/{name}/code", labels.code, "uint8", (n, M, k))
-        _expect(f"labels/{name}/tail", labels.tail, "uint8", (n, M))
-        falls = (labels.code[..., 1:] < labels.code[..., :-1]).reshape(n, -1).any(axis=1) & ~masked
-        if falls.any():
-            raise UsageError(
-                f"labels/{name}: row {rows.start + int(falls.argmax())} has probabilities that "
-                "rise along a label"
-            )
-        codec, mass = spec.teachers[name].codec, data.tail_mass.get(name)
-        for part, values in to_arrays(codec, labels, ~masked, mass).items():
-            arrays[f"labels/{name}/{part}"] = values
+    if spec.pixel_digests:
+        if data.pixels is None:
+            raise UsageError("a block without digests of its pixels; the store keeps them")
+        expect_array("pixels", data.pixels, "uint8", (n, 32))
+        arrays["images/pixels"] = _mask(data.pixels, masked, 0)
+    arrays |= value_arrays(spec, rows, data.values(), masked)
     for kind, where, detail in block_problems(spec, arrays):
         raise UsageError(f"{kind}: row {rows.start + where} {detail}")
     return arrays
@@ -110,21 +124,19 @@ def block_problems(spec: StoreSpec, arrays: dict[str, Array]) -> list[tuple[str,
     classes = len(spec.dataset.get("classes") or ()) or 1 << 31
     check("images/target", arrays["images/target"] >= classes, "has a target beyond the classes")
     check("images/size", (arrays["images/size"] == 0).any(axis=1) & ok, "has no size")
-    bad_keys = [key_problem(key) is not None for key in _key_rows(arrays["images/key"])]
-    check("images/key", np.array(bad_keys, bool), "has an unsafe or empty key")
-    box, flip = arrays["views/box"].astype(np.int64), arrays["views/flip"]
-    inside = arrays["images/size"].astype(np.int64)[:, None] + 2 * spec.pixel.padding
-    outside = (box[..., :2] + box[..., 2:] > inside) | (box[..., 2:] == 0)
-    check("views/box", outside.any(axis=-1) & ok[:, None], "has a box outside the image")
-    check("views/box", box.any(axis=-1) & ~ok[:, None], "is masked but has a box")
-    check("views/flip", (flip > 1) & ok[:, None], "has a flip that is neither 0 nor 1")
-    check("views/flip", (flip != NO_CODE) & ~ok[:, None], "is masked but has a flip")
-    for name, teacher in sorted(spec.teachers.items()):
-        path = f"labels/{name}"
-        parts = {part: arrays[f"{path}/{part}"] for part in label_parts(teacher.codec)}
-        for part, where, what in label_faults(teacher.codec, parts, ok):
-            check(f"{path}/{part}", where, what)
-    return found
+    check("images/key", bad_keys(arrays["images/key"]), "has an unsafe or empty key")
+    for path, bad, what in view_faults(spec, arrays, ok):
+        check(path, bad, what)
+    if spec.augment is not None:
+        draw = arrays["views/draw"]
+        wrong = spec.augment.faults(draw) & ok[:, None]
+        check("views/draw", wrong, "has a draw that its settings can't give")
+        check("views/draw", (draw != NO_DRAW) & ~ok[:, None, None], "is masked but has a draw")
+    if spec.pixel_digests:
+        digested = arrays["images/pixels"].any(axis=1)
+        check("images/pixels", ~digested & ok, "has no digest of its pixels")
+        check("images/pixels", digested & ~ok, "is masked but has a digest of its pixels")
+    return found + value_problems(spec, arrays, ok)
 
 
 def key_problem(key: str) -> str | None:
@@ -155,8 +167,18 @@ def encode_keys(keys: list[str], width: int) -> npt.NDArray[np.uint8]:
     return rows
 
 
-def _key_rows(rows: npt.NDArray[np.uint8]) -> list[str]:
-    return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for row in rows]
+def bad_keys(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which of the keys [n, W] have a `key_problem`; only those that may are decoded."""
+    after = np.zeros_like(rows)
+    after[:, :-1] = rows[:, 1:]
+    odd_part = (rows == ord("/")) & np.isin(after, list(b"\0/."))
+    cut = (rows == 0) & (after != 0)
+    odd = odd_part.any(axis=1) | cut.any(axis=1) | np.isin(rows[:, 0], list(b"\0/.\\"))
+    odd |= (rows[:, :2] == ord(":")).any(axis=1)
+    for row in np.flatnonzero(odd):
+        key = rows[row].tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
+        odd[row] = key_problem(key) is not None
+    return np.asarray(odd, bool)
 
 
 def _mask(values: Array, masked: npt.NDArray[np.bool_], fill: int) -> Array:
@@ -165,11 +187,3 @@ def _mask(values: Array, masked: npt.NDArray[np.bool_], fill: int) -> Array:
     values = values.copy()
     values[masked] = fill
     return values
-
-
-def _expect(name: str, values: Array, dtype: str, shape: tuple[int, ...]) -> None:
-    if values.dtype != np.dtype(dtype) or values.shape != shape:
-        raise UsageError(
-            f"block array {name} is {values.dtype} {list(values.shape)}; "
-            f"expected {dtype} {list(shape)}"
-        )

@@ -25,7 +25,8 @@ DIGITS = 6
 
 PARTS = {
     "index": "ids", "place": "ids", "classes": "ids", "gap": "values", "fall": "values",
-    "tail": "tail", "spread": "tail", "box": "boxes", "flip": "boxes",
+    "tail": "tail", "spread": "tail", "box": "boxes", "flip": "boxes", "crop": "boxes",
+    "draw": "draws",
 }  # fmt: skip
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -128,7 +129,8 @@ def summarise_sample(
 
 
 def bytes_by_part(sizes: Mapping[str, int], crops: int) -> dict[str, float]:
-    """Bytes a crop of ids, values, tail, boxes, images and metadata, from the files' sizes."""
+    """Bytes a crop of ids, values, tail, boxes, draws of augmentations, images, targets and
+    metadata, from the files' sizes."""
     found: dict[str, int] = {}
     for name, size in sizes.items():
         part = _part(name)
@@ -173,4 +175,6 @@ def _part(name: str) -> str:
         return "metadata"
     if name.startswith("images/"):
         return "images"
+    if not name.startswith(("labels/", "views/")):
+        return "targets"
     return PARTS[name.split("/c/")[0].rsplit("/", 1)[-1]]

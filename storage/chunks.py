@@ -2,12 +2,12 @@
 
 Writing goes through a memory store, so that this package alone decides when bytes reach the
 disk (atomically, flushed, hashed). Reading goes through `decode.py`, or Zarr after a check that
-every file is there: Zarr takes a missing file for fill values.
+every file is there: Zarr takes a missing file for fill values. No reader meets metadata that says
+anything else than the store's settings.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from storage.decode import is_known
 from storage.errors import CorruptStore
 from storage.format import json_bytes
+from storage.json_files import read_json
 from storage.layout import ArrayLayout
 
 Array = npt.NDArray[Any]
@@ -52,10 +53,13 @@ def encode_block(layout: ArrayLayout, rows: range, values: Array) -> dict[str, b
 
 
 class ArrayReader:
-    """Reads one array of a store on disk; the metadata is parsed once.
+    """Reads one array of a store on disk; the metadata is parsed and compared once.
 
-    Arrays that are described exactly as this release writes them are decoded by `decode.py`,
-    others by Zarr.
+    `decode.py` decodes it where it knows the codecs, Zarr elsewhere.
+
+    Raises:
+        CorruptStore: the metadata isn't what the store's settings ask for. Whatever shape, type
+            or codec it names instead, nothing is allocated or run for it.
     """
 
     def __init__(self, root: Path, layout: ArrayLayout) -> None:
@@ -63,10 +67,15 @@ class ArrayReader:
         self._folder = root / layout.path
         self._array: Any = None  # opened where Zarr has to read
         try:
-            found = json.loads((self._folder / "zarr.json").read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            found = read_json(self._folder / "zarr.json")
+        except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
-        if found != layout.metadata() or not is_known(layout):
+        if found != layout.metadata():
+            raise CorruptStore(
+                f"{self._folder / 'zarr.json'} does not describe the array that the store's "
+                "settings ask for: fetch the store again"
+            )
+        if not is_known(layout):
             self._array = self._open()
 
     def _open(self) -> Any:
@@ -74,16 +83,11 @@ class ArrayReader:
         from zarr.storage import LocalStore
 
         try:
-            array: Any = zarr.open_array(LocalStore(self._folder, read_only=True), mode="r")
-        except Exception as error:  # zarr raises many types on damaged metadata
-            raise self._unreadable(error) from error
-        layout, found = self._layout, (array.shape, str(array.dtype), array.chunks)
-        if found != (layout.shape, layout.dtype, layout.chunk):
-            raise CorruptStore(
-                f"{self._folder / 'zarr.json'} describes {found}, the store's settings ask for "
-                f"{(layout.shape, layout.dtype, layout.chunk)}: fetch the store again"
+            return zarr.open_array(
+                LocalStore(self._folder, read_only=True), mode="r", zarr_format=3
             )
-        return array
+        except Exception as error:  # codecs raise many types
+            raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> CorruptStore:
         return CorruptStore(

@@ -39,9 +39,10 @@ def info(store: str, as_json: bool) -> None:
 def seal(store: str, as_json: bool) -> None:
     """Close a complete STORE: hash every file and write its manifest."""
     from storage.manifest import seal as seal_store
+    from storage.remote.opening import local_folder
     from storage.store import LabelStore
 
-    manifest = seal_store(LabelStore.open(store))
+    manifest = seal_store(LabelStore.open(local_folder(store, "sealed")))
     size = sum(manifest.sizes().values())
     result = {
         "path": store,
@@ -58,27 +59,39 @@ def seal(store: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("store", type=click.Path())
-@click.option("--full", is_flag=True, help="Read every byte: hashes, checksums, value ranges.")
+@click.option("--hashes", is_flag=True, help="Compare every file with its SHA-256.")
+@click.option("--full", is_flag=True, help="Hashes, and decode every chunk: value ranges, sums.")
 @json_option
-def verify(store: str, full: bool, as_json: bool) -> int:
-    """Check that STORE is whole and unchanged; name every file that is not."""
+def verify(store: str, hashes: bool, full: bool, as_json: bool) -> int:
+    """Check that STORE (a folder or an address) is whole and unchanged; name every file that isn't.
+
+    Of an address every file is asked for anew, whatever is cached: its size, with --hashes or
+    --full its bytes.
+    """
     import sys
 
-    from storage.verify import verify as verify_store
+    from storage.remote.verifying import verify_any
 
     def progress(done: int, blocks: int) -> None:
         if sys.stderr.isatty():
             click.echo(f"\rchecked {done} of {blocks} blocks", err=True, nl=done == blocks)
 
-    report = verify_store(store, full=full, progress=progress)
+    report = verify_any(store, full, progress, hashes, quiet=False)
     lines = [f"{p.path}: {p.kind}: {p.detail}" for p in report.problems]
-    depth = "every byte" if full else "presence and sizes; --full reads every byte"
+    depth = "presence and sizes; --hashes compares every byte, --full decodes it too"
+    if full or hashes:
+        depth = "every byte and value" if full else "every byte; --full decodes the values too"
     if report.problems:
         lines.append(f"{store}: {len(report.problems)} problems ({depth})")
     elif report.missing_blocks:
         lines.append(
             f"{store}: incomplete, {len(report.missing_blocks)} of {report.blocks} blocks missing: "
             "run the same `labelgen run` again to finish it"
+        )
+    elif report.missing_constants:
+        lines.append(
+            f"{store}: incomplete, what {', '.join(report.missing_constants)} shares is missing: "
+            "run the same `labelgen` command again to finish it"
         )
     else:
         state = f"sealed, root {report.root}" if report.sealed else "complete, not sealed"

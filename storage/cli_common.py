@@ -18,7 +18,7 @@ import click
 from storage.errors import TeachonceError, UsageError
 
 if TYPE_CHECKING:
-    from storage.views import PaddedCrop, RandomResizedCrop
+    from storage.views import CentreCrop, PaddedCrop, RandomResizedCrop
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,14 +108,14 @@ def overwrite_option(command: F) -> F:
 
 
 def view_options(command: F) -> F:
-    """--views, --scale, --padding, --flip: how views are drawn; see `sampler_from_options`."""
+    """--views and what it needs: how views are drawn; see `sampler_from_options`."""
     options = (
         click.option(
             "--views",
-            type=click.Choice(["random-resized-crop", "padded-crop"]),
+            type=click.Choice(["random-resized-crop", "padded-crop", "centre"]),
             default="random-resized-crop",
             show_default=True,
-            help="How crops are drawn; padded-crop is for small images.",
+            help="How crops are drawn; padded-crop is for small images, centre for evaluation.",
         ),
         click.option(
             "--scale",
@@ -123,7 +123,14 @@ def view_options(command: F) -> F:
             nargs=2,
             default=(0.08, 1.0),
             show_default=True,
-            help="Smallest and largest share of the image (random-resized-crop).",
+            help="Smallest and largest share of the image (random-resized-crop; FKD: .08 .936).",
+        ),
+        click.option(
+            "--ratio",
+            type=float,
+            nargs=2,
+            default=(3 / 4, 4 / 3),
+            help="Smallest and largest width / height (random-resized-crop) [default: 3/4 4/3].",
         ),
         click.option(
             "--padding",
@@ -133,10 +140,17 @@ def view_options(command: F) -> F:
             help="Border in pixels (padded-crop).",
         ),
         click.option(
+            "--crop-ratio",
+            type=float,
+            default=0.875,
+            show_default=True,
+            help="Side of the central square beside the image's shorter side (centre).",
+        ),
+        click.option(
             "--flip/--no-flip",
             default=True,
             show_default=True,
-            help="Mirror half of the crops (random-resized-crop).",
+            help="Mirror half of the crops (random-resized-crop, centre).",
         ),
     )
     for option in reversed(options):
@@ -145,11 +159,18 @@ def view_options(command: F) -> F:
 
 
 def sampler_from_options(
-    views: str, scale: tuple[float, float], padding: int, flip: bool
-) -> RandomResizedCrop | PaddedCrop:
+    views: str,
+    scale: tuple[float, float],
+    padding: int,
+    flip: bool,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    crop_ratio: float = 0.875,
+) -> RandomResizedCrop | PaddedCrop | CentreCrop:
     """The view sampler that `view_options` describe."""
-    from storage.views import PaddedCrop, RandomResizedCrop
+    from storage.views import CentreCrop, PaddedCrop, RandomResizedCrop
 
     if views == "padded-crop":
         return PaddedCrop(padding=padding)
-    return RandomResizedCrop(scale=scale, flip_probability=0.5 if flip else 0.0)
+    if views == "centre":
+        return CentreCrop(crop_ratio=crop_ratio, flip=flip)
+    return RandomResizedCrop(scale=scale, ratio=ratio, flip_probability=0.5 if flip else 0.0)

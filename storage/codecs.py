@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import FormatVersion, UsageError
+from storage.typed import check_types
 
 CODEC_VERSION = 1
 MAX_CODE = 254
@@ -66,6 +67,7 @@ class TopKCodec:
     step: float = 0.25
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 2 <= self.num_classes <= NO_INDEX:
             raise UsageError(f"{self.num_classes} classes; expected 2 to {NO_INDEX}")
         if not 1 <= self.top_k <= self.num_classes:
@@ -149,7 +151,7 @@ class TopKCodec:
 
         Fill values (rows of masked or unwritten images) decode to NaN: absence is no label.
         """
-        probs = self._value_table()[labels.code]
+        probs = self.value_table()[labels.code]
         tail = self.tail_table()[labels.tail]
         probs *= ((1 - tail) / probs.sum(axis=-1))[..., None]
         return probs, tail
@@ -232,7 +234,8 @@ class TopKCodec:
         table[NO_CODE] = np.nan
         return np.asarray(table, np.float32)
 
-    def _value_table(self) -> Float32:
+    def value_table(self) -> Float32:
+        """Weight among the kept classes of every value code, float32 [256]; NaN for `NO_CODE`."""
         table: npt.NDArray[np.float64] = np.exp(-self.step * np.arange(256))
         table[NO_CODE] = np.nan
         # float32 has no room for exp(-254): keep the smallest normal number instead of zero, so

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.chunks import Array
+from storage.compare_targets import common_targets, compare_target
 from storage.format import StoreSpec, differences
 from storage.images import ImageStatus
 from storage.label_arrays import from_arrays, label_parts
@@ -29,8 +30,9 @@ class DiffReport:
 
     settings: every setting that differs, with both values.
     images: by kind ("only_a", "only_b", "changed", "renamed", "target", "status") the keys.
-    views: compared ones, and how many have another box or flip.
+    views: compared ones, and how many have another box, flip or draw.
     labels: for each teacher that both have: compared, and how many differ in ids, values, tail.
+    targets: for each that both keep alike: compared views, and how many have other vectors.
     """
 
     same_root: bool = False
@@ -43,6 +45,8 @@ class DiffReport:
     views: dict[str, int] = field(default_factory=dict)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     first_label: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, dict[str, int]] = field(default_factory=dict)
+    first_target: dict[str, str] = field(default_factory=dict)
 
     @property
     def equal(self) -> bool:
@@ -51,6 +55,7 @@ class DiffReport:
             *self.images.values(), self.settings, self.only_a, self.only_b,
             self.views.get("different", 0),
             *(counts["different"] for counts in self.labels.values()),
+            *(counts["different"] for counts in self.targets.values()),
         )  # fmt: skip
         return not any(different)
 
@@ -71,6 +76,8 @@ class DiffReport:
             "views": self.views,
             "labels": self.labels,
             "first_label": self.first_label,
+            "targets": self.targets,
+            "first_target": self.first_target,
         }
 
 
@@ -103,8 +110,8 @@ def diff(a: LabelStore, b: LabelStore, progress: Progress | None = None) -> Diff
 def _settings(spec: StoreSpec) -> dict[str, Any]:
     """What a store's numbers mean; extent and teachers are compared on their own."""
     values = spec.settings()
-    for name in ("num_images", "num_views", "teachers"):
-        del values[name]
+    for name in ("num_images", "num_views", "teachers", "targets", "view_codec"):
+        values.pop(name, None)
     for name in ("num_images", "keys_hash"):
         values["dataset"].pop(name, None)
     return values
@@ -164,11 +171,17 @@ def _compare_extent(report: DiffReport, a: LabelStore, b: LabelStore) -> None:
         names = sorted(set(teachers[number]) - set(teachers[1 - number]))
         if names:
             only["labels"] = names
+        paths = sorted({*(a, b)[number].spec.targets} - {*(a, b)[1 - number].spec.targets})
+        if paths:
+            only["targets"] = paths
     for name in sorted(set(teachers[0]) & set(teachers[1])):
         report.settings += differences(
             teachers[0][name].to_json(), teachers[1][name].to_json(), f"teachers.{name}."
         )
         report.labels[name] = dict.fromkeys(("compared", "different", "ids", "values", "tail"), 0)
+    for path in sorted({*a.spec.targets} & {*b.spec.targets}):
+        mine, other = (store.spec.targets[path].to_json() for store in (a, b))
+        report.settings += differences(mine, other, f"targets.{path}.")
 
 
 def _compare_values(
@@ -181,22 +194,35 @@ def _compare_values(
 ) -> None:
     """One block of `a` at a time, and the rows of `b` that are paired with it."""
     first, last = report.common_views
+    targets = common_targets(a.spec, b.spec, (first_view(a), first_view(b)))
     compared = different = 0
     blocks = np.unique(pairs[:, 0] // a.spec.block_images).tolist()
     for done, block in enumerate(blocks):
         ours, theirs = pairs[pairs[:, 0] // a.spec.block_images == block].T
 
         def read(path: str, side: int, rows: tuple[Rows, Rows] = (ours, theirs)) -> Array:
+            return read_views(path, side, first, last - first, rows)
+
+        def read_views(
+            path: str, side: int, begin: int, count: int, rows: tuple[Rows, Rows] = (ours, theirs)
+        ) -> Array:
             store = (a, b)[side]
-            return _gather(store, path, rows[side], first - first_view(store), last - first)
+            return _gather(store, path, rows[side], begin - first_view(store), count)
 
         box, flip = ([read(path, side) for side in (0, 1)] for path in ("views/box", "views/flip"))
         wrong = (box[0] != box[1]).any(axis=-1) | (flip[0] != flip[1])
+        if a.spec.augment is not None and a.spec.augment == b.spec.augment:
+            wrong |= (read("views/draw", 0) != read("views/draw", 1)).any(axis=-1)
         compared, different = compared + wrong.size, different + int(wrong.sum())
         for name, counts in report.labels.items():
             example = _compare_labels(counts, a.spec, b.spec, name, read)
             if example is not None and name not in report.first_label:
                 report.first_label[name] = f"{keys[ours[example[0]]]} view {first + example[1]}"
+        for path, views in targets.items():
+            counts = report.targets.setdefault(path, {"compared": 0, "different": 0})
+            example = compare_target(counts, a.spec, path, views, read_views)
+            if example is not None and path not in report.first_target:
+                report.first_target[path] = f"{keys[ours[example[0]]]} view {example[1]}"
         if progress:
             progress(done + 1, len(blocks))
     report.views = {"compared": compared, "different": different}
@@ -239,7 +265,8 @@ def _compare_labels(
 def _gather(store: LabelStore, path: str, rows: Rows, first: int, count: int) -> Array:
     """Rows of one array in any order, one block at a time."""
     size = store.spec.block_images
-    views = slice(first, first + count) if array_layouts(store.spec)[path].shard else None
+    layout = array_layouts(store.spec).get(path)  # none: views in the other codec's arrays
+    views = slice(first, first + count) if layout is None or layout.shard else None
     found: Array | None = None
     for block in np.unique(rows // size).tolist():
         inside = np.flatnonzero(rows // size == block)

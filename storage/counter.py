@@ -17,6 +17,8 @@ from storage.errors import UsageError
 
 U64 = npt.NDArray[np.uint64]
 
+TRIES = 10  # boxes drawn until one fits, as torchvision
+MAX_RATIO = 16.0  # keeps table entries below 2^32
 RATIO_STEPS = 1024  # table intervals over log(ratio); linear between, relative error < 1e-8
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFF_FFFF)
@@ -81,3 +83,41 @@ def interpolate(table: U64, position: U64) -> U64:
     fraction = (position & LOW).astype(np.int64) >> 2  # 30 bits, so the product fits in 62
     left, right = table[cell].astype(np.int64), table[cell + 1].astype(np.int64)
     return (left + (((right - left) * fraction) >> 30)).astype(np.uint64)
+
+
+def box_sizes(
+    words: U64,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    height: int,
+    width: int,
+) -> tuple[U64, U64, npt.NDArray[np.bool_]]:
+    """Heights and widths of boxes with a random share of an area and ratio width / height.
+
+    Args:
+        words: [n, T], one random word a try.
+        scale: smallest and largest share. ratio: smallest and largest, each equally likely in its
+            logarithm.
+        height, width: of the area, at most 2^28 together.
+    Returns:
+        heights and widths [n, T], clamped to the area, and which of them fitted unclamped.
+    """
+    low, high = (fixed32(value) for value in scale)
+    fraction = np.uint64(low) + below(words >> HALF, np.uint64(high - low + 1))
+    side = isqrt(np.uint64(height * width) * fraction)  # sqrt(area), 16 fraction bits
+    root, inverse = ratio_tables(*ratio)
+    draw = (words & LOW) * np.uint64(RATIO_STEPS)  # position in the table, 32 fraction bits
+    box_width = round46(side * interpolate(root, draw))
+    box_height = round46(side * interpolate(inverse, draw))
+    one = np.uint64(1)
+    fits = (
+        (box_width >= one)
+        & (box_width <= np.uint64(width))
+        & (box_height >= one)
+        & (box_height <= np.uint64(height))
+    )
+    return (
+        np.clip(box_height, one, np.uint64(height)),
+        np.clip(box_width, one, np.uint64(width)),
+        fits,
+    )

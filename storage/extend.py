@@ -17,23 +17,35 @@ from storage.format import StoreSpec, differences
 from storage.parents import FIRST_VIEW, Parent
 from storage.rewrite import begin_store
 from storage.store import LabelStore
+from storage.targets.record import TargetRecord
 
-FILES = ("block_images", "plane_views", "segment_views", "key_bytes")  # how, not what, is stored
+# how, not what, is stored
+FILES = ("block_images", "plane_views", "segment_views", "key_bytes", "view_codec")
 
 
 def extension_differences(ours: StoreSpec, theirs: StoreSpec) -> list[str]:
     """Settings that keep two stores from holding views of one stream; none: they continue.
 
-    The number of views may differ, and how values are spread over files.
+    The number of views may differ, which targets there are, and how values are spread over files.
     """
-    return differences(_meaning(ours), _meaning(theirs))
+    return differences(_meaning(ours), _meaning(theirs)) + target_differences(ours, theirs)
 
 
-def continue_store(path: Path | str, out: Path | str, num_views: int) -> LabelStore:
+def target_differences(ours: StoreSpec, theirs: StoreSpec) -> list[str]:
+    """Settings of targets that both stores have, but for their number of views."""
+    found = []
+    for path in sorted({*ours.targets} & {*theirs.targets}):
+        mine, other = (_without_views(spec.targets[path]) for spec in (ours, theirs))
+        found += differences(mine, other, f"targets.{path}.")
+    return found
+
+
+def continue_store(path: LabelStore | Path | str, out: Path | str, num_views: int) -> LabelStore:
     """Start (or go on with) the store of the views that a sealed store lacks.
 
     The writer draws views `first_view(store)` onwards, labels all blocks and seals it; then
-    `merge_stores([path, out], new)` gives the store of `num_views` views.
+    `merge_stores([path, out], new)` gives the store of `num_views` views. Targets that the store
+    has of every view are continued; those of its first views only stay as they are.
 
     Args:
         out: where the new views are written; an unfinished one of the same kind is opened.
@@ -47,12 +59,23 @@ def continue_store(path: Path | str, out: Path | str, num_views: int) -> LabelSt
     if num_views <= have:
         raise UsageError(f"{num_views} views asked for, but {parent.store.path} has {have} already")
     dataclasses.replace(parent.spec, num_views=parent.first_view + num_views)  # checks the number
-    spec = dataclasses.replace(parent.spec, num_views=num_views - have)
+    targets = {
+        path: dataclasses.replace(record, views=num_views - have)
+        for path, record in parent.spec.targets.items()
+        if record.views == have
+    }
+    spec = dataclasses.replace(parent.spec, num_views=num_views - have, targets=targets)
     return begin_store(Path(out), spec, {FIRST_VIEW: parent.first_view + have})
 
 
 def _meaning(spec: StoreSpec) -> dict[str, Any]:
     values = spec.settings()
-    for name in ("num_views", *FILES):
-        del values[name]
+    for name in ("num_views", "targets", *FILES):
+        values.pop(name, None)
+    return values
+
+
+def _without_views(record: TargetRecord) -> dict[str, Any]:
+    values = record.to_json()
+    del values["views"]
     return values

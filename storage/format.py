@@ -16,18 +16,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storage.augment import Augment, augment_from_json
+from storage.box_codec import BOX_ARRAYS, check_view_codec
 from storage.codecs import TopKCodec
 from storage.dictionary import codec_from_json
 from storage.errors import FormatVersion, StoreError, UsageError
 from storage.pixels import PixelContract
+from storage.targets.kinds import check_target
+from storage.targets.record import TargetRecord
+from storage.typed import check_types
 from storage.views import Sampler, sampler_from_json
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "teachonce"  # the key of the root group's attributes that holds everything of ours
+ORIGIN = "origin"  # of ours: where a store that was made from others comes from
 DEFAULT_KEY_BYTES = 256
 DEFAULT_PLANE_VIEWS = 4
+MOST_VIEWS = 1 << 20
 MAX_SEGMENT_VIEWS = 100
 MAX_ONE_SEGMENT = 150
+MOST_TARGET_BYTES = 256 << 20  # of a block's encoded targets, which a writer holds in memory
+# Settings of a teacher that came later: left out where they say what every older store means.
+_WRITTEN_UNLESS = {"channel_order": "rgb", "class_offset": 0, "revision": None, "members": (),
+                   "compiled": False}  # fmt: skip
 _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 
 
@@ -38,6 +49,11 @@ class TeacherRecord:
     digest: hex SHA-256 over the weights' sorted (name, dtype, shape, bytes).
     mean, std: three numbers each, for pixels scaled to 0..1.
     classes: names in the order of the outputs, or None where unknown.
+    channel_order: "rgb" or "bgr", the order that mean and std are in too.
+    class_offset: outputs of the network before the first class that were dropped.
+    revision: commit of the repository that the weights came from.
+    members: of an ensemble, what tells its networks apart (spec, digest, mean ...), one each.
+    compiled: whether the network ran through torch.compile, which may move a label's last bits.
     """
 
     name: str
@@ -58,8 +74,14 @@ class TeacherRecord:
     batch_size: int
     codec: TopKCodec
     measured: dict[str, Any] = field(default_factory=dict, compare=False)
+    channel_order: str = "rgb"
+    class_offset: int = 0
+    revision: str | None = None
+    members: tuple[dict[str, Any], ...] = ()
+    compiled: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not _TEACHER_NAME.fullmatch(self.name):
             raise UsageError(
                 f"teacher name {self.name!r} can't name a folder; expected up to 100 letters, "
@@ -75,11 +97,28 @@ class TeacherRecord:
                 f"teacher {self.name}: {len(self.classes)} class names for "
                 f"{self.num_classes} classes"
             )
+        if self.input_size < 1 or self.batch_size < 0:
+            raise UsageError(
+                f"teacher {self.name}: input_size {self.input_size} and batch_size "
+                f"{self.batch_size}; expected at least 1 (a batch_size of 0 where it is unknown)"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UsageError(
+                f"teacher {self.name}: mean {self.mean} and std {self.std}; expected three numbers "
+                "each, std above 0"
+            )
+        if self.channel_order not in ("rgb", "bgr"):
+            raise UsageError(
+                f"teacher {self.name}: channel_order is {self.channel_order!r}; expected rgb or bgr"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The settings, without what was measured."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del values["measured"]
+        for name, usual in _WRITTEN_UNLESS.items():
+            if values[name] == usual:
+                del values[name]
         values["codec"] = self.codec.to_json()
         return _plain_dict(values)
 
@@ -88,8 +127,8 @@ class TeacherRecord:
         """The record that `to_json` described."""
         values = dict(values)
         values["codec"] = codec_from_json(values["codec"])
-        for name in ("mean", "std", "classes"):
-            if values[name] is not None:
+        for name in ("mean", "std", "classes", "members"):
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         return TeacherRecord(**values, measured=measured)
 
@@ -103,6 +142,10 @@ class StoreSpec:
     segment_views: views a shard (a file) has; a multiple of plane_views.
     dataset: at least classes, class_order_hash, keys_hash and num_images.
     key_bytes: longest image key in bytes of UTF-8.
+    targets: vectors of views beside the labels, by their path.
+    pixel_digests: whether the store keeps a digest of every image's decoded pixels.
+    augment: operations on every crop whose draws are stored; None where crops stay as they are.
+    view_codec: how boxes and flips are kept, one of `box_codec.VIEW_CODECS`.
     """
 
     format_version: int = FORMAT_VERSION
@@ -117,9 +160,16 @@ class StoreSpec:
     dataset: dict[str, Any]
     teachers: dict[str, TeacherRecord]
     key_bytes: int = DEFAULT_KEY_BYTES
+    targets: dict[str, TargetRecord] = field(default_factory=dict)
+    pixel_digests: bool = False
+    augment: Augment | None = None
+    view_codec: str = BOX_ARRAYS
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
+        check_view_codec(self.view_codec)
+        check_types(self)
+        _check_dataset(self.dataset)
         dataset = _plain_dict(self.dataset)  # as a store gives it back, so that specs compare
         dataset["classes"] = tuple(dataset.get("classes") or ())
         object.__setattr__(self, "dataset", dataset)
@@ -127,6 +177,13 @@ class StoreSpec:
                      "key_bytes"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; expected 0 or more")
+        if max(self.num_views, self.segment_views) > MOST_VIEWS:
+            raise UsageError(
+                f"{self.num_views} views in segments of {self.segment_views}; expected at most "
+                f"{MOST_VIEWS}"
+            )
         if self.segment_views % self.plane_views:
             raise UsageError(
                 f"segment_views is {self.segment_views}; expected a multiple of plane_views "
@@ -145,6 +202,21 @@ class StoreSpec:
             )
         if any(name != record.name for name, record in self.teachers.items()):
             raise UsageError("teachers must be filed under their own names")
+        for path, target in self.targets.items():
+            self._check_target(path, target)
+
+    def _check_target(self, path: str, target: TargetRecord) -> None:
+        if path != target.path:
+            raise UsageError(f"target {target.path} is filed under {path}")
+        if target.views > self.num_views:
+            raise UsageError(
+                f"{path} has {target.views} views; the store has {self.num_views} of every image"
+            )
+        if target.teacher not in self.teachers:
+            raise UsageError(
+                f"{path} is of teacher {target.teacher!r}, whose labels the store doesn't have"
+            )
+        check_target(target)
 
     def settings(self) -> dict[str, Any]:
         """Plain values; `differences` compares two of these."""
@@ -152,6 +224,13 @@ class StoreSpec:
         values["sampler"] = self.sampler.to_json()
         values["pixel"] = self.pixel.to_json()
         values["teachers"] = {name: t.to_json() for name, t in sorted(self.teachers.items())}
+        values["targets"] = {path: t.to_json() for path, t in sorted(self.targets.items())}
+        values["augment"] = self.augment.to_json() if self.augment else None
+        for name in ("targets", "pixel_digests", "augment"):  # later than format 1's first stores
+            if not values[name]:
+                del values[name]
+        if self.view_codec == BOX_ARRAYS:  # what stores without the setting have
+            del values["view_codec"]
         return _plain_dict(values)
 
     @staticmethod
@@ -167,12 +246,17 @@ class StoreSpec:
         try:
             values["sampler"] = sampler_from_json(values["sampler"])
             values["pixel"] = PixelContract(**values["pixel"])
+            values["augment"] = augment_from_json(values.get("augment"))
             values["teachers"] = {
                 name: TeacherRecord.from_json(record, measured.get(name, {}))
                 for name, record in values["teachers"].items()
             }
+            values["targets"] = {
+                path: TargetRecord.from_json(record)
+                for path, record in values.get("targets", {}).items()
+            }
             return StoreSpec(**values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"the store's settings can't be read: {error!r}") from error
 
     @property
@@ -193,21 +277,61 @@ class StoreSpec:
         return range(first, min(first + self.block_images, self.num_images))
 
 
+def check_attributes(ours: dict[str, Any]) -> None:
+    """Refuse a store's attributes of wrong types; its settings check themselves.
+
+    Raises:
+        UsageError: names the attribute.
+    """
+    kinds = {"settings": dict, "software": dict, "measured": dict, "origin": dict,
+             "first_view": int}  # fmt: skip
+    for name, kind in kinds.items():
+        if name in ours and type(ours[name]) is not kind:
+            raise UsageError(f"{name} is {_short(ours[name])}; expected {kind.__name__}")
+    if ours.get("first_view", 0) < 0:
+        raise UsageError(f"first_view is {ours['first_view']}; expected 0 or more")
+
+
+def _check_dataset(dataset: dict[str, Any]) -> None:
+    """Refuse a data set's settings of wrong types."""
+    classes = dataset.get("classes") or ()
+    if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
+        raise UsageError("dataset.classes must be a list of names")
+    for name in ("class_order_hash", "keys_hash"):
+        if not isinstance(dataset.get(name), str | None):
+            raise UsageError(f"dataset.{name} is {dataset[name]!r}; expected text")
+    for name, kind in (("num_images", int), ("imported", dict)):
+        if name in dataset and type(dataset[name]) is not kind:
+            raise UsageError(f"dataset.{name} is {dataset[name]!r}; expected {kind.__name__}")
+
+
 def json_bytes(value: Any) -> bytes:
     """Canonical JSON: sorted keys, two spaces, ASCII, one newline at the end."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def default_block_images(num_images: int, num_views: int) -> int:
+def default_block_images(num_images: int, num_views: int, image_bytes: int = 0) -> int:
     """Images a block has: the largest power of two that leaves 16 blocks and 2^21 crops a block.
 
     At most 4096, so that an epoch's plane is read in pieces of some hundred kilobytes; at least
     64, below which labels compress badly (docs/codec.md), or 8 where that would be too many crops.
+
+    Args:
+        image_bytes: bytes of encoded targets that one image has, all its views together; a block
+            has at most 256 MiB of them, down to one image.
     """
     most = max(1, (1 << 21) // num_views)
     limit = min(4096, max(1, num_images // 16), most)
     least = 64 if most >= 64 else 8
-    return min(num_images, max(least, 1 << (limit.bit_length() - 1)))
+    images = max(least, _power_of_two(limit))
+    if image_bytes:
+        images = min(images, _power_of_two(max(1, MOST_TARGET_BYTES // image_bytes)))
+    return min(num_images, images)
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest one that is at most `limit`."""
+    return 1 << (limit.bit_length() - 1)
 
 
 def default_plane_views(num_views: int) -> int:

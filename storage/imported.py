@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from storage.errors import UsageError
+from storage.typed import check_types
 
 if TYPE_CHECKING:
     from storage.views import Views
@@ -20,6 +21,9 @@ class ImportedViews:
     source: str
 
     kind: ClassVar[str] = "imported"
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def padding(self) -> int:

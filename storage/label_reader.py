@@ -14,7 +14,7 @@ from storage.label_arrays import from_arrays
 from storage.lists import Dictionaries, mean_tails
 
 if TYPE_CHECKING:
-    from storage.store import LabelStore
+    from storage.reading import StoreReading
 
 LOGICAL = ("index", "gap")
 
@@ -22,7 +22,7 @@ LOGICAL = ("index", "gap")
 class LabelReader:
     """Reads labels; keeps the images' lists, which every plane needs, in memory."""
 
-    def __init__(self, store: LabelStore) -> None:
+    def __init__(self, store: StoreReading) -> None:
         self._store = store
         self._lists: dict[str, Dictionaries] = {}
 

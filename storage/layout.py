@@ -5,17 +5,22 @@ docs/format.md is the normative text. Letters: N images, M views an image, k kep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from storage.augment import NO_DRAW
+from storage.box_codec import BOX_NUMBERS, NO_VIEW
 from storage.codecs import NO_CODE, NO_INDEX
 from storage.dictionary import DictionaryCodec
 from storage.format import StoreSpec
+from storage.targets.record import TargetRecord
 
 NO_TARGET_FILL = -2  # -1 is an image without a class; -2 has never been written
+MOST_TARGET_CHUNK = 1 << 20  # bytes, so that a few images of a large target can be read alone
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,26 @@ class ArrayLayout:
 
     path: str
     dtype: str
-    fill: int
+    fill: int | str  # as Zarr writes it: "NaN" for numbers with a fraction
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
     shard: tuple[int, ...] | None  # None: one chunk a file
     axes: tuple[str, ...]
     compressors: tuple[dict[str, Any], ...]
+
+    @property
+    def num_segments(self) -> int:
+        """Files of one block."""
+        return 1 if self.shard is None else math.ceil(self.shape[1] / self.shard[1])
+
+    def block_objects(self, block: int) -> list[str]:
+        """All files of one block, in order."""
+        return self.object_paths(block, range(self.num_segments))
+
+    def segments_of(self, first: int, last: int) -> range:
+        """Segments that hold views `first` to `last - 1`."""
+        assert self.shard is not None, "only arrays with views have segments"
+        return range(first // self.shard[1], math.ceil(last / self.shard[1]))
 
     def object_paths(self, block: int, segments: Iterable[int] = (0,)) -> list[str]:
         """Files of one block (and of some segments where there is a view axis), in order."""
@@ -89,7 +108,7 @@ def _bit_planes(itemsize: int) -> tuple[dict[str, Any], ...]:
 
 
 def _bytes_apart(itemsize: int) -> tuple[dict[str, Any], ...]:
-    """Bytes of equal weight together: the upper one is nearly always 0."""
+    """Bytes of equal weight together: the upper ones are nearly always 0."""
     return _blosc(itemsize, "shuffle", 9)
 
 
@@ -143,9 +162,21 @@ def array_layouts(spec: StoreSpec) -> dict[str, ArrayLayout]:
         image_array("images/size", "uint16", 0, ("height_width", 2)),
         image_array("images/target", "int32", NO_TARGET_FILL),
         image_array("images/status", "uint8", 255),
-        view_array("views/box", "uint16", 0, _bit_planes(2), ("top_left_height_width", 4)),
-        view_array("views/flip", "uint8", 255, _bit_planes(1)),
     ]
+    if spec.view_codec == BOX_NUMBERS:
+        layouts.append(view_array("views/crop", "uint64", NO_VIEW, _bytes_apart(8)))
+    else:
+        layouts += [
+            view_array("views/box", "uint16", 0, _bit_planes(2), ("top_left_height_width", 4)),
+            view_array("views/flip", "uint8", 255, _bit_planes(1)),
+        ]
+    if spec.augment is not None:
+        columns = spec.augment.columns
+        layouts.append(
+            view_array(
+                "views/draw", "int16", NO_DRAW, _bit_planes(2 * columns), ("number", columns)
+            )
+        )
     for name, teacher in sorted(spec.teachers.items()):
         codec, path = teacher.codec, f"labels/{name}"
         rank = ("rank", codec.top_k)
@@ -168,12 +199,88 @@ def array_layouts(spec: StoreSpec) -> dict[str, ArrayLayout]:
                 view_array(f"{path}/gap", "uint8", NO_CODE, _zstd(15), rank),
                 view_array(f"{path}/tail", "uint8", NO_CODE, _zstd(9)),
             ]
+    if spec.pixel_digests:
+        layouts.append(image_array("images/pixels", "uint8", 0, ("byte", 32)))
+    for _, target in sorted(spec.targets.items()):
+        layouts += target_layouts(spec, target)
     return {layout.path: layout for layout in layouts}
+
+
+def target_layouts(spec: StoreSpec, target: TargetRecord) -> list[ArrayLayout]:
+    """Arrays of a target's vectors. Their chunks hold as many of a block's images as fit."""
+    views = min(spec.plane_views, target.views)
+    segment = min(spec.segment_views, math.ceil(target.views / views) * views)
+    found = []
+    for name, array in target.arrays().items():
+        images = _chunk_images(spec.block_images, views * array.view_bytes)
+        # one byte a value is noise to a compressor; of others the upper bytes are alike
+        packed = _zstd(3) if np.dtype(array.dtype).itemsize == 1 else _blosc(
+            np.dtype(array.dtype).itemsize, "shuffle", 5)  # fmt: skip
+        found.append(
+            ArrayLayout(
+                path=f"{target.path}/{name}", dtype=array.dtype, fill=array.fill,
+                shape=(spec.num_images, target.views, *array.shape),
+                chunk=(images, views, *array.shape),
+                shard=(spec.block_images, segment, *array.shape),
+                axes=("image", "view", *(f"axis{i}" for i in range(len(array.shape)))),
+                compressors=packed,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _chunk_images(block_images: int, image_bytes: int) -> int:
+    """The largest divisor of a block whose chunk has at most 1 MiB; 1 if none."""
+    most = min(block_images, MOST_TARGET_CHUNK // image_bytes)
+    return next((n for n in range(most, 0, -1) if block_images % n == 0), 1)
+
+
+def constant_layouts(spec: StoreSpec) -> dict[str, ArrayLayout]:
+    """Arrays of the whole store by path, one chunk (and file) each."""
+    found = {}
+    for path, target in sorted(spec.targets.items()):
+        for name, constant in sorted(target.constants.items()):
+            found[f"{path}/{name}"] = ArrayLayout(
+                path=f"{path}/{name}", dtype=constant.dtype, fill="NaN",
+                shape=constant.shape, chunk=constant.shape, shard=None,
+                axes=tuple(f"axis{i}" for i in range(len(constant.shape))),
+                compressors=_blosc(np.dtype(constant.dtype).itemsize, "shuffle", 5),
+            )  # fmt: skip
+    return found
+
+
+def constant_objects(target: TargetRecord) -> list[str]:
+    """Files of the whole store that a target has: its constants' chunks, and its own files."""
+    chunks = [
+        "/".join([target.path, name, "c", *["0"] * len(constant.shape)])
+        for name, constant in sorted(target.constants.items())
+    ]
+    return chunks + [f"{target.path}/{name}" for name in sorted(target.files)]
+
+
+def store_objects(spec: StoreSpec) -> list[str]:
+    """Files of the whole store that belong to no block, metadata aside."""
+    return [n for _, target in sorted(spec.targets.items()) for n in constant_objects(target)]
+
+
+def node_metadata(spec: StoreSpec) -> dict[str, dict[str, Any]]:
+    """zarr.json of every group and array below the root, by path."""
+    arrays = array_layouts(spec) | constant_layouts(spec)
+    groups = {path: group_metadata({}) for path in group_paths(spec)}
+    return groups | {path: layout.metadata() for path, layout in arrays.items()}
+
+
+def view_paths(spec: StoreSpec) -> list[str]:
+    """The arrays that say what a view shows."""
+    return [path for path in array_layouts(spec) if path.startswith("views/")]
 
 
 def group_paths(spec: StoreSpec) -> list[str]:
     """Groups below the root."""
-    return ["images", "labels", "views", *(f"labels/{name}" for name in sorted(spec.teachers))]
+    return [
+        "images", "labels", "views", *(f"labels/{name}" for name in sorted(spec.teachers)),
+        *sorted({target.kind for target in spec.targets.values()}), *sorted(spec.targets),
+    ]  # fmt: skip
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:

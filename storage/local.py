@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_atomic
 from storage.format import json_bytes
+from storage.json_files import read_json
 
 LOCAL = "local.json"
 MAX_RUNS = 100
@@ -35,7 +35,7 @@ def read_local(store: Path) -> Path | None:
 
 def _read(store: Path) -> dict[str, Any]:
     try:
-        values = json.loads((store / LOCAL).read_bytes())
+        values = read_json(store / LOCAL)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

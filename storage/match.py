@@ -8,7 +8,6 @@ under the same name with other pixels is *re-encoded* at best, another image at 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 
 from storage.errors import BadImage
 from storage.images import ImageFolder, ImageStatus, content_digest, scan_folder
 from storage.manifest import file_entry
 from storage.match_classes import ClassReport, compare_classes
-from storage.pixels import decode_rgb, open_image
+from storage.pixels import decode_rgb, open_image, pixel_digest
 from storage.store import LabelStore
 from storage.tables import ImageTable
 
@@ -127,17 +126,11 @@ def match(
     if left_files and left_rows:
         original = Path(was) if was is not None else store.local_data_folder()
         left_files, left_rows = _match_pixels(
-            report, folder, table, left_files, left_rows, original, workers
+            report, folder, table, left_files, left_rows, _known_pixels(store), original, workers
         )
     _finish(report, folder, table, left_files, left_rows, by_key)
     report.moved = _moved(report, folder, table, store.spec.dataset["classes"])
     return report
-
-
-def pixel_digest(image: Image.Image) -> bytes:
-    """Identity of a decoded RGB image: SHA-256 of a domain, height, width and its 8-bit samples."""
-    height, width = image.height.to_bytes(4, "little"), image.width.to_bytes(4, "little")
-    return hashlib.sha256(b"teachonce/rgb8\0" + height + width + image.tobytes()).digest()
 
 
 def _file_digests(folder: ImageFolder, workers: int, progress: Progress | None) -> list[bytes]:
@@ -186,13 +179,22 @@ def _match_pixels(
     table: ImageTable,
     left_files: list[int],
     left_rows: list[int],
+    known: npt.NDArray[np.uint8] | None,
     original: Path | None,
     workers: int,
 ) -> tuple[list[int], list[int]]:
-    """Pair files that decode to an original which is still at hand; what is left of both."""
+    """Pair files that decode to what was labelled; what is left of both.
+
+    Args:
+        known: u1 [N, 32], pixel digests that the store keeps; else an original must be at hand.
+    """
 
     def original_pixels(row: int) -> bytes | None:
-        if original is None or table.status[row] != ImageStatus.OK:
+        if table.status[row] != ImageStatus.OK:
+            return None
+        if known is not None:
+            return bytes(known[row])
+        if original is None:
             return None
         try:
             data = (original / table.key[row]).read_bytes()
@@ -231,6 +233,10 @@ def _match_pixels(
         report.same_pixels[key] = next((row for row in rows if table.key[row] == key), rows[0])
         met.update(rows)
     return still, [row for row in left_rows if row not in met]
+
+
+def _known_pixels(store: LabelStore) -> npt.NDArray[np.uint8] | None:
+    return store.read_array("images/pixels", slice(None)) if store.spec.pixel_digests else None
 
 
 def _pixels(data: bytes, sizes: set[tuple[int, int]] | None) -> bytes | None:

@@ -13,22 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.classes import map_classes
-from storage.codecs import TopKLabels
+from storage.codecs import TopKCodec
 from storage.format import StoreSpec, TeacherRecord
 from storage.images import ImageStatus
-from storage.label_arrays import from_arrays, label_parts
+from storage.label_arrays import label_parts, ranked_codes
 
 Array = npt.NDArray[Any]
 
 SUMS = ("labels", "top1_prob", "tail", "entropy", "compared", "agreed")
-SLICE_LABELS = 1 << 16
+SLICE_LABELS = 1 << 14
 
 
-def measure_block(spec: StoreSpec, arrays: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+def measure_block(
+    spec: StoreSpec,
+    arrays: Mapping[str, Array],
+    teachers: Mapping[str, TeacherRecord] | None = None,
+) -> dict[str, dict[str, float]]:
     """Sums over the labels of a block's readable images, by teacher.
 
     Args:
         arrays: the block's part of every array, by array path.
+        teachers: whose labels; None: of all that the settings name.
     """
     readable = arrays["images/status"] == ImageStatus.OK
     target = arrays["images/target"][readable]
@@ -36,53 +41,74 @@ def measure_block(spec: StoreSpec, arrays: Mapping[str, Array]) -> dict[str, dic
         name: _measure_labels(
             spec,
             record,
-            from_arrays(
-                record.codec,
-                {p: arrays[f"labels/{name}/{p}"][readable] for p in label_parts(record.codec)},
-            ),
+            {p: arrays[f"labels/{name}/{p}"][readable] for p in label_parts(record.codec)},
             target,
         )
-        for name, record in sorted(spec.teachers.items())
+        for name, record in sorted((spec.teachers if teachers is None else teachers).items())
     }
 
 
 def _measure_labels(
-    spec: StoreSpec, record: TeacherRecord, labels: TopKLabels, target: npt.NDArray[np.int32]
+    spec: StoreSpec,
+    record: TeacherRecord,
+    parts: Mapping[str, Array],
+    target: npt.NDArray[np.int32],
 ) -> dict[str, float]:
-    """In slices of images, whose float64 values stay within some tens of megabytes."""
+    """In slices of images, whose float64 values stay in the processor's cache."""
     step = max(1, SLICE_LABELS // spec.num_views)
     slices = [slice(first, first + step) for first in range(0, len(target), step)]
     found = [
-        _measure_slice(
-            spec, record,
-            TopKLabels(labels.index[rows], labels.code[rows], labels.tail[rows]), target[rows],
-        )
+        _measure_slice(spec, record, {p: v[rows] for p, v in parts.items()}, target[rows])
         for rows in slices
-    ]  # fmt: skip
+    ]
     return {name: math.fsum(sums[name] for sums in found) for name in SUMS}
 
 
 def _measure_slice(
-    spec: StoreSpec, record: TeacherRecord, labels: TopKLabels, target: npt.NDArray[np.int32]
+    spec: StoreSpec,
+    record: TeacherRecord,
+    parts: Mapping[str, Array],
+    target: npt.NDArray[np.int32],
 ) -> dict[str, float]:
-    probs, tail = (values.astype(np.float64) for values in record.codec.decode(labels))
-    others = max(record.num_classes - record.codec.top_k, 1)
-    entropy = -(probs * _log(probs)).sum(axis=-1) - tail * _log(tail / others)
+    """`decoded_entropy` and the like of `TopKCodec.decode`, without decoding every class.
+
+    With weights w of the kept classes, W their sum and s = 1 - t, p = s w / W and so
+    sum of p ln p = s (ln s + sum of w ln w / W - ln W): one logarithm a label, the rest by table.
+    """
+    code, top1 = ranked_codes(record.codec, parts)
+    weight = record.codec.value_table().astype(np.float64)
+    tail = record.codec.tail_table().astype(np.float64)
+    kept, others = 1 - tail, max(record.num_classes - record.codec.top_k, 1)
+    total, spread = np.zeros(top1.shape), np.zeros(top1.shape)
+    log_weight = weight * _log(weight)
+    for rank in code:
+        total += weight[rank]
+        spread += log_weight[rank]
+    inner = kept[parts["tail"]] * (spread / total - np.log(total))
+    outer = kept * _log(kept) + tail * _log(tail / others)
     sums = {
-        "labels": float(tail.size),
-        "top1_prob": float(probs[..., 0].sum()),
-        "tail": float(tail.sum()),
-        "entropy": float(entropy.sum()),
+        "labels": float(top1.size),
+        "top1_prob": float((kept[parts["tail"]] * weight[code[0]] / total).sum()),
+        "tail": float(tail[parts["tail"]].sum()),
+        "entropy": float(-(inner + outer[parts["tail"]]).sum()),
         "compared": 0.0,
         "agreed": 0.0,
     }
     mapped = map_classes(spec.dataset.get("classes") or (), record.classes)
     if mapped is not None:
         known = target >= 0
-        top1 = labels.index[known][..., 0]
-        sums["compared"] = float(top1.size)
-        sums["agreed"] = float((top1 == mapped[target[known]][:, None]).sum())
+        found = top1[known]
+        sums["compared"] = float(found.size)
+        sums["agreed"] = float((found == mapped[target[known]][:, None]).sum())
     return sums
+
+
+def decoded_entropy(
+    codec: TopKCodec, probs: npt.NDArray[np.float64], tail: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Entropy [...] in nats of decoded labels [..., k] and [...], the tail spread evenly."""
+    others = max(codec.num_classes - codec.top_k, 1)
+    return np.asarray(-(probs * _log(probs)).sum(axis=-1) - tail * _log(tail / others))
 
 
 def summarise(blocks: Iterable[dict[str, float]]) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from storage.errors import StoreMismatch, UsageError
 from storage.extend import extension_differences
 from storage.format import StoreSpec, TeacherRecord, keys_hash
 from storage.images import ImageStatus
-from storage.layout import array_layouts
+from storage.layout import array_layouts, view_paths
 from storage.manifest import Manifest
 from storage.merge_blocks import merge_blocks
 from storage.merge_sources import AlignedSource, Piece
+from storage.merge_targets import joined_targets, refuse_other_targets, target_homes
 from storage.parents import Parent
+from storage.remote.opening import as_store
 from storage.rewrite import Progress, Source, refuse_existing, write_store
 from storage.rows_source import RowsSource
 from storage.store import LabelStore
@@ -30,7 +32,7 @@ IMAGE_PARTS = ("digest", "size", "target", "status")
 
 
 def merge_stores(
-    paths: Sequence[Path | str],
+    paths: Sequence[LabelStore | Path | str],
     out: Path | str,
     allow_licence_mix: bool = False,
     progress: Progress | None = None,
@@ -46,12 +48,12 @@ def merge_stores(
         StoreError: `out` exists. CorruptStore: one of the stores is damaged.
     """
     refuse_existing(Path(out))
-    if len({Path(path).resolve() for path in paths}) < max(2, len(paths)):
+    stores = [as_store(path) for path in paths]
+    if len({store.path.resolve() for store in stores}) < max(2, len(stores)):
         raise UsageError("give at least two stores to merge, each once")
-    stores = [LabelStore.open(path) for path in paths]
     if not all(store.is_sealed for store in stores):
         return merge_blocks(stores, Path(out), progress)
-    parents = [Parent.open(path) for path in paths]
+    parents = [Parent.open(store) for store in stores]
     if all(_same_images(parents[0], parent) for parent in parents[1:]):
         spans = {(parent.first_view, parent.spec.num_views) for parent in parents}
         kind, source = _teachers(parents) if len(spans) == 1 else _views(parents)
@@ -92,6 +94,7 @@ def _images(parents: list[Parent]) -> tuple[str, Source]:
     keys = sorted(where)
     order = np.array([where[key] for key in keys], np.int64)
     dataset = first.spec.dataset | {"num_images": len(keys), "keys_hash": keys_hash(keys)}
+    refuse_other_targets(parents)
     spec = _merged_spec(parents, num_images=len(keys), dataset=dataset)
     return "merge-images", RowsSource(
         parents=parents, spec=spec, first_view=first.first_view,
@@ -115,12 +118,26 @@ def _views(parents: list[Parent]) -> tuple[str, Source]:
         _refuse_strange_views(parent)
         pieces.append(Piece(number, start))
         start += parent.spec.num_views
-    spec = _merged_spec(parents, num_views=start)
-    paths = [path for path in array_layouts(spec) if not path.startswith("images/")]
+    targets = joined_targets(parents)
+    spec = _merged_spec(
+        parents,
+        num_views=start,
+        targets={
+            path: dataclasses.replace(
+                parents[0].spec.targets[path],
+                views=sum(parents[n].spec.targets[path].views for n in range(count)),
+            )
+            for path, count in targets.items()
+        },
+    )
+    found = {}
+    for path in array_layouts(spec):
+        target = "/".join(path.split("/")[:2])
+        if not path.startswith("images/"):
+            found[path] = pieces[: targets.get(target, len(pieces))]
     return "merge-views", AlignedSource(
-        parents=parents, spec=spec, first_view=parents[0].first_view,
-        pieces=dict.fromkeys(paths, pieces),
-    )  # fmt: skip
+        parents=parents, spec=spec, first_view=parents[0].first_view, pieces=found
+    )
 
 
 def _teachers(parents: list[Parent]) -> tuple[str, Source]:
@@ -136,14 +153,23 @@ def _teachers(parents: list[Parent]) -> tuple[str, Source]:
                     f"{name} for the same views: leave one out with `labelstore subset --labels`"
                 )
             home[name] = number
+    places = target_homes(parents)
     for parent in parents[1:]:
         _refuse_other_views(parents[0], parent)
     teachers = {name: parents[number].spec.teachers[name] for name, number in home.items()}
-    spec = dataclasses.replace(parents[0].spec, teachers=dict(sorted(teachers.items())))
-    pieces = {"views/box": [Piece(0, 0)], "views/flip": [Piece(0, 0)]}
+    targets = {path: parents[number].spec.targets[path] for path, number in places.items()}
+    spec = dataclasses.replace(
+        parents[0].spec,
+        teachers=dict(sorted(teachers.items())),
+        targets=dict(sorted(targets.items())),
+    )
+    pieces = {path: [Piece(0, 0)] for path in view_paths(spec)}
     for path in array_layouts(spec):
         if path.startswith("labels/"):
             pieces[path] = [Piece(home[path.split("/")[1]], 0)]
+        target = "/".join(path.split("/")[:2])
+        if target in places:
+            pieces[path] = [Piece(places[target], 0)]
     return "merge-teachers", AlignedSource(
         parents=parents, spec=spec, first_view=parents[0].first_view, pieces=pieces
     )
@@ -196,6 +222,7 @@ def _comparable(spec: StoreSpec, extent: bool, teachers: bool) -> StoreSpec:
         num_images=1 if extent else spec.num_images,
         dataset=dataset,
         teachers={} if teachers else records,
+        targets={} if teachers or extent else spec.targets,
     )
 
 
@@ -215,10 +242,10 @@ def _refuse_other_rows(parents: Sequence[Parent]) -> None:
 
 
 def _refuse_other_views(ours: Parent, theirs: Parent) -> None:
-    """Boxes and flips are the same, row by row."""
+    """Boxes, flips and draws are the same, row by row."""
     for block in range(ours.spec.num_blocks):
         rows = np.asarray(ours.spec.block_rows(block), np.int64)
-        for path in ("views/box", "views/flip"):
+        for path in view_paths(ours.spec):
             mine, other = (p.gather(path, rows, 0, p.spec.num_views) for p in (ours, theirs))
             wrong = np.flatnonzero((mine != other).reshape(len(rows), -1).any(axis=1))
             if wrong.size:
@@ -243,7 +270,12 @@ def _refuse_strange_views(parent: Parent) -> None:
             parent.first_view, spec.num_views,
         )  # fmt: skip
         box, flip = (parent.gather(f"views/{n}", row, 0, spec.num_views) for n in ("box", "flip"))
-        if (box[0] != drawn.box).any() or (flip[0] != drawn.flip).any():
+        strange = (box[0] != drawn.box).any() or (flip[0] != drawn.flip).any()
+        if spec.augment is not None:
+            digest = table.digest[row[0]].tobytes()
+            draw = spec.augment.draw(spec.seed, digest, parent.first_view, spec.num_views)
+            strange |= (parent.gather("views/draw", row, 0, spec.num_views)[0] != draw).any()
+        if strange:
             raise StoreMismatch(
                 f"{parent.store.path}: the views of {table.key[row[0]]} are not views "
                 f"{parent.first_view} onwards of its settings: it can't be continued"

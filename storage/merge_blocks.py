@@ -12,7 +12,7 @@ from pathlib import Path
 from storage import receipts
 from storage.atomic import write_atomic
 from storage.errors import CorruptStore, IncompleteStore, StoreMismatch
-from storage.format import differences
+from storage.format import ORIGIN, differences
 from storage.manifest import Manifest, file_entry, seal
 from storage.parents import FIRST_VIEW, first_view
 from storage.receipts import Receipt
@@ -33,6 +33,8 @@ def merge_blocks(stores: Sequence[LabelStore], out: Path, progress: Progress | N
         found = differences(first.spec.settings(), other.spec.settings())
         if first_view(first) != first_view(other):
             found.append(f"first_view is {first_view(first)}, not {first_view(other)}")
+        if first.attributes.get(ORIGIN) != other.attributes.get(ORIGIN):
+            found.append("they were made from different stores")
         if found:
             raise StoreMismatch(
                 f"{first.path} and {other.path} are not both sealed, so they can only be parts of "
@@ -45,8 +47,9 @@ def merge_blocks(stores: Sequence[LabelStore], out: Path, progress: Progress | N
             f"{len(missing)} of {first.blocks} blocks are in none of the stores (first: "
             f"{missing[0]}): finish one with the same `labelgen run`"
         )
-    attributes = {FIRST_VIEW: first_view(first)} if first_view(first) else {}
+    attributes = {n: first.attributes[n] for n in (FIRST_VIEW, ORIGIN) if n in first.attributes}
     store = begin_store(partial_path(out), first.spec, attributes)
+    _copy_constants(store, stores)
     todo = set(store.missing_blocks())
     for block, holder in enumerate(holders):
         if holder is not None and block in todo:
@@ -58,6 +61,22 @@ def merge_blocks(stores: Sequence[LabelStore], out: Path, progress: Progress | N
     manifest = seal(store)
     publish(store.path, out)
     return manifest
+
+
+def _copy_constants(store: LabelStore, stores: Sequence[LabelStore]) -> None:
+    """What targets share, from any part that has it; its hashes are in the settings."""
+    for path, target in store.spec.targets.items():
+        part = next((part for part in stores if path not in part.missing_constants()), None)
+        if part is None:
+            raise IncompleteStore(
+                f"what {path} shares is in none of the stores: finish one with the same "
+                "`labelgen run`"
+            )
+        store.write_constants(
+            path,
+            {name: part.read_constant(path, name) for name in target.constants},
+            {name: part.target_file(path, name) for name in target.files},
+        )
 
 
 def _holder(stores: Sequence[LabelStore], block: int) -> tuple[LabelStore, Receipt] | None:

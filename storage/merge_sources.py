@@ -45,8 +45,8 @@ class AlignedSource:
         lists = {name: self._lists(name, rows) for name in self._joined()}
         found: dict[str, Array] = {}
         for path, layout in array_layouts(self.spec).items():
-            name, part = path.split("/")[1], path.split("/")[-1]
-            if name in lists and part in ("classes", "spread"):
+            folder, name, part = path.split("/")[0], path.split("/")[1], path.split("/")[-1]
+            if folder == "labels" and name in lists and part in ("classes", "spread"):
                 values = lists[name].classes if part == "classes" else lists[name].spread
                 assert values is not None, "a codec with mean tails has them"
                 found[path] = values
@@ -61,16 +61,20 @@ class AlignedSource:
         """(number of the parent, its file) that holds exactly this file's values, if one does."""
         ours = array_layouts(self.spec)[path]
         pieces = self.pieces.get(path, (Piece(0, 0),))
-        begin = segment * self.spec.segment_views
+        begin = segment * ours.shard[1] if ours.shard else 0
         for piece in pieces:
             parent = self.parents[piece.parent]
-            theirs = array_layouts(parent.spec)[path]
-            if not same_files(ours, theirs) or not self._keeps(path, block, piece.parent):
+            theirs = array_layouts(parent.spec).get(path)
+            if (
+                theirs is None
+                or not same_files(ours, theirs)
+                or not self._keeps(path, block, piece.parent)
+            ):
                 continue
             if not ours.shard:
                 return piece.parent, theirs.object_paths(block)[0]
             if piece.start <= begin < piece.start + parent.spec.num_views:
-                there = moved_segment(self.spec, parent.spec, segment, -piece.start)
+                there = moved_segment(ours, theirs, segment, -piece.start)
                 if there is not None:
                     return piece.parent, theirs.object_paths(block, [there])[0]
         return None
@@ -86,9 +90,16 @@ class AlignedSource:
         self, path: str, piece: Piece, rows: npt.NDArray[np.int64], lists: dict[str, MergedLists]
     ) -> Array:
         parent = self.parents[piece.parent]
-        values = parent.gather(path, rows, 0, parent.spec.num_views)
-        _, name, *rest = path.split("/")
-        if name in lists and rest == ["place"] and not lists[name].holds[piece.parent]:
+        layout = array_layouts(parent.spec).get(path)  # none: boxes in the other view codec
+        views = layout.shape[1] if layout and layout.shard else parent.spec.num_views
+        values = parent.gather(path, rows, 0, views)
+        folder, name, *rest = path.split("/")
+        if (
+            folder == "labels"
+            and name in lists
+            and rest == ["place"]
+            and not lists[name].holds[piece.parent]
+        ):
             own = parent.gather(f"labels/{name}/classes", rows, 0, 0)
             return move_places(values, own, lists[name].classes)
         return values
@@ -109,8 +120,12 @@ class AlignedSource:
 
     def _keeps(self, path: str, block: int, number: int) -> bool:
         """Whether a parent's values of a block can stay as they are."""
-        _, name, *rest = path.split("/")
-        if rest not in (["place"], ["classes"], ["spread"]) or name not in self._joined():
+        folder, name, *rest = path.split("/")
+        if (
+            folder != "labels"
+            or rest not in (["place"], ["classes"], ["spread"])
+            or name not in self._joined()
+        ):
             return True
         if (name, block) not in self._places:
             rows = np.asarray(self.spec.block_rows(block), np.int64)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import CorruptStore, StoreError
-from storage.layout import array_layouts
+from storage.format import ORIGIN
+from storage.layout import ArrayLayout, array_layouts
 from storage.manifest import read_manifest
 from storage.parents import Parent
 from storage.proofs import HashTree, leaf_hash, manifest_line
 from storage.store import LabelStore
 
-ORIGIN = "origin"  # root attribute
 ORIGIN_VERSION = 1
 
 Copied = Mapping[str, tuple[int, str]]  # own path -> (number of the parent, path there)
@@ -136,14 +136,14 @@ def check_origin(store: LabelStore, root: str | None = None) -> OriginReport:
     files: dict[str, set[str]] = {}
     if root == manifest.root:
         files[manifest.root] = set(manifest.objects)
-    with_views = {path for path, layout in array_layouts(store.spec).items() if layout.shard}
+    layouts = array_layouts(store.spec)
     ancestors = record.get("ancestors", []) if isinstance(record, dict) else []
     for ancestor in ancestors if isinstance(ancestors, list) else [{}]:
         try:
             found = _rebuild(ancestor, manifest.objects).root
             if found != ancestor["root"]:
                 raise CorruptStore(f"the proof against {ancestor['root']} leads to {found}")
-            _check_places(ancestor["objects"], with_views)
+            _check_places(ancestor["objects"], layouts)
         except CorruptStore as error:
             report.problems.append(str(error))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -174,7 +174,9 @@ def origin_json(store: LabelStore, report: OriginReport) -> dict[str, Any]:
     }
 
 
-def _check_places(objects: Sequence[tuple[int, str, str]], with_views: set[str]) -> None:
+def _check_places(
+    objects: Sequence[tuple[int, str, str]], layouts: Mapping[str, ArrayLayout]
+) -> None:
     """Copied files lie where they belong together.
 
     All files of one block come from one block of the ancestor, all segments are moved by the same
@@ -186,12 +188,12 @@ def _check_places(objects: Sequence[tuple[int, str, str]], with_views: set[str])
         here, there = own.split("/c/", 1), theirs.split("/c/", 1)
         if here[0] != there[0] or len(here) != len(there):
             raise CorruptStore(f"{own} is proven to be {theirs}, which is another array")
-        if len(here) == 1:
+        if len(here) == 1 or here[0] not in layouts:  # of the whole store
             continue
         ours, older = here[1].split("/"), there[1].split("/")
         if blocks.setdefault(ours[0], older[0]) != older[0]:
             raise CorruptStore(f"block {ours[0]} is put together from blocks of other images")
-        if here[0] in with_views:
+        if layouts[here[0]].shard:
             moved.add(int(older[1]) - int(ours[1]))
     if len(moved) > 1 or len(set(blocks.values())) < len(blocks):
         raise CorruptStore("views or blocks of the ancestor are put together out of their order")

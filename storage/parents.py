@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from storage.errors import CorruptStore, IncompleteStore
 from storage.layout import array_layouts
-from storage.manifest import Manifest, file_entry, read_manifest
+from storage.manifest import Manifest, file_entry, store_manifest
+from storage.remote.opening import as_store
 from storage.store import ROOT_METADATA, LabelStore
 from storage.tables import ImageTable, decode_keys
+from storage.view_arrays import SIZE, box_paths, convert_views, is_box_path
 
 Array = npt.NDArray[Any]
 FIRST_VIEW = "first_view"  # root attribute: the sampler's number of the store's first view
@@ -36,21 +38,21 @@ class Parent:
         self._images: ImageTable | None = None
 
     @classmethod
-    def open(cls, path: Path | str) -> Parent:
-        """Open a sealed store.
+    def open(cls, path: LabelStore | Path | str) -> Parent:
+        """Open a sealed store, on this machine or elsewhere.
 
         Raises:
             StoreError: no store.
             IncompleteStore: it isn't sealed.
-            CorruptStore: its settings aren't those of its manifest.
+            CorruptStore: its settings aren't those of its manifest, or it lists other files.
         """
-        store = LabelStore.open(path)
+        store = as_store(path)
         if not store.is_sealed:
             raise IncompleteStore(
                 f"{store.path} is not sealed: finish it with the same `labelgen run`, or close it "
                 "with `labelstore seal`, then use it"
             )
-        parent = cls(store, read_manifest(store.path))
+        parent = cls(store, store_manifest(store))
         parent.check(ROOT_METADATA)
         return parent
 
@@ -67,6 +69,7 @@ class Parent:
         """
         if name in self._checked:
             return
+        self.store.fetch_files([name])
         path = self.store.path / name
         if not path.is_file() or file_entry(path) != self.manifest.objects.get(name):
             raise self._damaged(name)
@@ -74,6 +77,7 @@ class Parent:
 
     def content(self, name: str) -> bytes:
         """A file's bytes, compared with the manifest."""
+        self.store.fetch_files([name])
         try:
             data = (self.store.path / name).read_bytes()
         except FileNotFoundError:
@@ -86,17 +90,22 @@ class Parent:
         """Some rows of one array, in their order; one block of the parent is held at a time.
 
         Args:
+            path: one of its arrays; boxes and flips also as those of the other view codec.
             rows: row numbers of the parent, in any order.
             first, count: which of the parent's views (ignored where there is no view axis).
         """
+        if path not in self._layouts and is_box_path(path):
+            return self._gather_views(path, rows, first, count)
         layout, spec = self._layouts[path], self.spec
         views = slice(first, first + count) if layout.shard else None
         inner = (count, *layout.shape[2:]) if layout.shard else layout.shape[1:]
-        segments = range(first // spec.segment_views, -(-(first + count) // spec.segment_views))
+        segments = layout.segments_of(first, first + count) if layout.shard else range(1)
         found = np.empty((len(rows), *inner), layout.dtype)
         self.check(f"{path}/{ROOT_METADATA}")
         for block in np.unique(rows // spec.block_images).tolist():
-            for name in layout.object_paths(block, segments):
+            names = layout.object_paths(block, segments)
+            self.store.fetch_files(names)
+            for name in names:
                 self.check(name)
             inside = np.flatnonzero(rows // spec.block_images == block)
             wanted = rows[inside]
@@ -104,6 +113,13 @@ class Parent:
             values = self.store.read_array(path, slice(low, high), views)
             found[inside] = values[wanted - low]
         return found
+
+    def _gather_views(
+        self, path: str, rows: npt.NDArray[np.int64], first: int, count: int
+    ) -> Array:
+        found = {name: self.gather(name, rows, first, count) for name in box_paths(self.spec)}
+        size = self.gather(SIZE, rows, 0, 0)
+        return convert_views(self.spec, found, size, path, str(self.store.path))
 
     def images(self) -> ImageTable:
         """The images of the store; read once."""

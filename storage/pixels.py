@@ -15,6 +15,7 @@ bit for bit; the tests compare the two. The contract's text is docs/pixels.md.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from storage.errors import BadImage, UsageError
+from storage.typed import check_types
 
 CONTRACT_VERSION = 1
 MAX_PIXELS = 1 << 28  # a 16384 x 16384 photo; larger ones are masked, not decoded
@@ -48,6 +50,7 @@ class PixelContract:
     version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(
                 f"interpolation is {self.interpolation!r}; expected one of "
@@ -125,6 +128,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
+
+
+def pixel_digest(image: Image.Image) -> bytes:
+    """Identity of a decoded RGB image: SHA-256 of a domain, height, width and its 8-bit samples."""
+    height, width = image.height.to_bytes(4, "little"), image.width.to_bytes(4, "little")
+    return hashlib.sha256(b"teachonce/rgb8\0" + height + width + image.tobytes()).digest()
 
 
 def pad_image(image: Image.Image, padding: int) -> Image.Image:

@@ -25,17 +25,21 @@ class Progress:
         done: units done before this process began (they don't count into the rate).
         unit: plural noun, such as "crops".
         label: what is being done.
+        quiet: count, and show nothing.
     """
 
-    def __init__(self, total: int, unit: str, label: str, done: int = 0) -> None:
+    def __init__(
+        self, total: int, unit: str, label: str, done: int = 0, quiet: bool = False
+    ) -> None:
         self.total, self.unit, self.label, self.done = total, unit, label, done
+        self._quiet = quiet
         self._first = done
         self._start = self._last_line = time.monotonic()
         self._note = ""
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as RichProgress
@@ -60,7 +64,7 @@ class Progress:
             self._note = note
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=self._text())
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+        elif not self._quiet and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
 
@@ -93,6 +97,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._quiet:
+            return
         print(
             f"{self.label}: {self.done:,}/{self.total:,} {self.unit} in "
             f"{format_seconds(self.seconds)}, {self.rate:,.1f} {self.unit}/s",

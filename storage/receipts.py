@@ -6,9 +6,10 @@ import contextlib
 import datetime
 import functools
 import importlib.metadata
-import json
+import os
 import platform
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.atomic import write_atomic
+from storage.canaries import Canary
+from storage.errors import UsageError
 from storage.format import json_bytes
 from storage.images import ImageStatus
+from storage.json_files import read_json
+from storage.typed import check_types
 
 FOLDER = "receipts"
 RECEIPT_VERSION = 1
+_NAME = re.compile(r"[0-9]{6,12}\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,8 @@ class Receipt:
     masked: row, key and status of every image without labels.
     sums: what `measure_block` found, by teacher.
     samples: what `measure_sample` found, by teacher.
+    canaries: `storage.canaries.Canary` values of crops of this block.
+    process: id of the process that wrote it, on its machine; 0 where that is not known.
     """
 
     block: int
@@ -40,12 +48,23 @@ class Receipt:
     device: str
     software: dict[str, str]
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    canaries: list[dict[str, Any]] = field(default_factory=list)
     written: str = field(default_factory=lambda: _now())
+    process: int = field(default_factory=os.getpid)
     version: int = RECEIPT_VERSION
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
         return {name: size for name, (size, _) in self.objects.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Masked:
+    """An image without labels, as receipts and manifests list it."""
+
+    row: int
+    key: str
+    status: str
 
 
 def write_receipt(store: Path, receipt: Receipt) -> None:
@@ -56,16 +75,38 @@ def write_receipt(store: Path, receipt: Receipt) -> None:
 def read_receipt(store: Path, block: int) -> Receipt | None:
     """A block's receipt; None where there is none that makes sense (the block is then missing)."""
     try:
-        values = json.loads(_path(store, block).read_bytes())
+        values = read_json(_path(store, block))
         if values["version"] != RECEIPT_VERSION or values["block"] != block:
             return None
         values["objects"] = {
             str(name): (int(size), str(digest))
             for name, (size, digest) in values["objects"].items()
         }
-        return Receipt(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        receipt = Receipt(**{"process": 0} | values)
+        check_types(replace(receipt, objects={}))  # which are made of the right types above
+        for row in receipt.masked:
+            check_types(_Masked(**row))
+        for canary in receipt.canaries:
+            Canary(**canary)
+        return receipt
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, UsageError):
         return None
+
+
+def read_receipts(store: Path, blocks: int) -> dict[int, Receipt]:
+    """All receipts of a store by block; files that aren't one's are passed over."""
+    numbers = sorted(block for block in receipt_numbers(store) if block < blocks)
+    found = {block: read_receipt(store, block) for block in numbers}
+    return {block: receipt for block, receipt in found.items() if receipt is not None}
+
+
+def receipt_numbers(store: Path) -> set[int]:
+    """Blocks that have a receipt, going by its file's name alone."""
+    try:
+        names = [entry.name for entry in os.scandir(store / FOLDER)]
+    except OSError:
+        return set()
+    return {int(name[:-5]) for name in names if _NAME.fullmatch(name)}
 
 
 def remove_receipt(store: Path, block: int) -> None:

@@ -18,11 +18,17 @@ from storage.atomic import sync_folder, write_atomic
 from storage.block import block_problems
 from storage.chunks import encode_block
 from storage.errors import CorruptStore, StoreError, StoreMismatch
-from storage.format import ATTRIBUTE, StoreSpec, json_bytes
-from storage.layout import ArrayLayout, array_layouts, group_metadata, group_paths
+from storage.format import ATTRIBUTE, ORIGIN, StoreSpec, json_bytes
+from storage.layout import (
+    ArrayLayout,
+    array_layouts,
+    constant_objects,
+    group_metadata,
+    node_metadata,
+)
 from storage.local import read_local
 from storage.manifest import Manifest, seal
-from storage.origin import ORIGIN, origin_record
+from storage.origin import origin_record
 from storage.parents import FIRST_VIEW, Parent
 from storage.store import ROOT_METADATA, LabelStore
 
@@ -76,6 +82,9 @@ def write_store(
     if source.first_view:
         attributes[FIRST_VIEW] = source.first_view
     store = begin_store(partial_path(out), source.spec, attributes)
+    for name in shared_files(source):
+        number, theirs = copied[name]
+        write_atomic(store.path / name, source.parents[number].content(theirs))
     missing = store.missing_blocks()
     for done, block in enumerate(missing, store.blocks - len(missing)):
         _write_block(store, source, block, copied)
@@ -141,22 +150,29 @@ def copied_files(source: Source) -> dict[str, tuple[int, str]]:
     found: dict[str, tuple[int, str]] = {}
     for path, layout in array_layouts(source.spec).items():
         for block in range(source.spec.num_blocks):
-            for segment in range(source.spec.num_segments if layout.shard else 1):
+            for segment in range(layout.num_segments):
                 name = layout.object_paths(block, [segment])[0]
                 theirs = source.whole_file(path, block, segment)
                 if theirs is not None:
                     found[name] = theirs
-    metadata: dict[str, dict[str, Any]] = {
-        path: layout.metadata() for path, layout in array_layouts(source.spec).items()
-    }
-    metadata |= {path: group_metadata({}) for path in group_paths(source.spec)}
-    for path, values in metadata.items():
+    found |= shared_files(source)
+    for path, values in node_metadata(source.spec).items():
         name = f"{path}/{ROOT_METADATA}"
         content = json_bytes(values)
         for number, parent in enumerate(source.parents):
             if name in parent.manifest.objects and parent.content(name) == content:
                 found[name] = (number, name)
                 break
+    return found
+
+
+def shared_files(source: Source) -> dict[str, tuple[int, str]]:
+    """Constants and files of targets, and which parent has them; its record is the same."""
+    found: dict[str, tuple[int, str]] = {}
+    for path, target in source.spec.targets.items():
+        for name in constant_objects(target):
+            holders = (n for n, p in enumerate(source.parents) if path in p.spec.targets)
+            found[name] = next(holders), name
     return found
 
 
@@ -168,7 +184,7 @@ def _write_block(
         raise CorruptStore(f"{path}: image {row} of block {block} {what}: verify the parents")
     objects: dict[str, bytes] = {}
     for path, layout in array_layouts(store.spec).items():
-        for segment in range(store.spec.num_segments if layout.shard else 1):
+        for segment in range(layout.num_segments):
             name = layout.object_paths(block, [segment])[0]
             if name in copied:
                 number, theirs = copied[name]

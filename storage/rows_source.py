@@ -40,7 +40,7 @@ class RowsSource:
         for path, layout in array_layouts(self.spec).items():
             pieces = [
                 (owner == number, parent.gather(path, row[owner == number], self.offset,
-                                                self.spec.num_views))
+                                                layout.shape[1] if layout.shard else 0))
                 for number, parent in enumerate(self.parents) if (owner == number).any()
             ]  # fmt: skip
             # labels may have more classes than are kept, keys fewer bytes than there is room
@@ -60,7 +60,7 @@ class RowsSource:
         parent = self.parents[number]
         theirs = array_layouts(parent.spec).get(path)
         ours = array_layouts(self.spec)[path]
-        if theirs is None or not same_files(ours, theirs) or path.split("/")[1] in self._cut():
+        if theirs is None or not same_files(ours, theirs) or self._is_cut(path):
             return None
         wanted = np.arange(first, first + len(rows))
         if first % parent.spec.block_images or (
@@ -71,7 +71,7 @@ class RowsSource:
             return None
         there = 0
         if ours.shard:
-            found = moved_segment(self.spec, parent.spec, segment, self.offset)
+            found = moved_segment(ours, theirs, segment, self.offset)
             if found is None:
                 return None
             there = found
@@ -86,6 +86,10 @@ class RowsSource:
             if record.codec.top_k < before[name].codec.top_k
         }
 
+    def _is_cut(self, path: str) -> bool:
+        folder, name, *_ = path.split("/")
+        return folder == "labels" and name in self._cut()
+
     def _cut_labels(self, name: str, arrays: dict[str, Array]) -> None:
         before = self.parents[0].spec.teachers[name].codec
         parts = {part: arrays[f"labels/{name}/{part}"] for part in label_parts(before)}
@@ -98,11 +102,12 @@ def same_files(ours: ArrayLayout, theirs: ArrayLayout) -> bool:
     return dataclasses.replace(ours, shape=()) == dataclasses.replace(theirs, shape=())
 
 
-def moved_segment(ours: StoreSpec, theirs: StoreSpec, segment: int, offset: int) -> int | None:
+def moved_segment(ours: ArrayLayout, theirs: ArrayLayout, segment: int, offset: int) -> int | None:
     """The parent's segment with exactly the views of ours, which begin at its view `offset`."""
-    views = ours.segment_views
-    if views != theirs.segment_views or offset % views:
+    assert ours.shard is not None and theirs.shard is not None, "arrays with views"
+    views = ours.shard[1]
+    if views != theirs.shard[1] or offset % views:
         return None
     there = segment + offset // views
-    mine = min(views, ours.num_views - segment * views)
-    return there if mine == min(views, theirs.num_views - there * views) else None
+    mine = min(views, ours.shape[1] - segment * views)
+    return there if mine == min(views, theirs.shape[1] - there * views) else None

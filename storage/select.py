@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from storage.parents import Parent
 from storage.rewrite import Progress, refuse_existing, write_store
 from storage.rows_source import RowsSource
 from storage.select_topk import tail_error
+from storage.store import LabelStore
+from storage.targets.record import TargetRecord
 
 DIGEST_LINE = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -31,7 +33,8 @@ class Selection:
     top_k: classes kept of every label that has more.
     images: keys of images, or `sha256:` and the hex digest of their file.
     classes: names of folder classes.
-    labels: names of teachers.
+    labels: names of teachers; targets of others go with them.
+    targets: paths such as "features/pooled"; none where empty.
     """
 
     views: tuple[int, int] | None = None
@@ -39,19 +42,23 @@ class Selection:
     images: Sequence[str] | None = None
     classes: Sequence[str] | None = None
     labels: Sequence[str] | None = None
+    targets: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         given = (getattr(self, field.name) for field in dataclasses.fields(self))
         if all(value is None for value in given):
             raise UsageError(
-                "nothing to cut: give --views, --top-k, --images, --classes or --labels"
+                "nothing to cut: give --views, --top-k, --images, --classes, --labels or --targets"
             )
         if self.images is not None and self.classes is not None:
             raise UsageError("give --images or --classes, not both")
 
 
 def subset(
-    path: Path | str, out: Path | str, selection: Selection, progress: Progress | None = None
+    path: LabelStore | Path | str,
+    out: Path | str,
+    selection: Selection,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write the selected part of a sealed store to a new, sealed store.
 
@@ -68,7 +75,8 @@ def subset(
     rows = _rows(parent, selection)
     first, last = _views(parent.spec, selection)
     teachers = _teachers(parent.spec, selection)
-    spec = _spec(parent, rows, last - first, teachers)
+    targets = _targets(parent.spec, selection, teachers, first, last)
+    spec = _spec(parent, rows, last - first, teachers, targets)
     source = RowsSource(
         parents=[parent], spec=spec, first_view=parent.first_view + first,
         owner=np.zeros(len(rows), np.int64), row=rows, offset=first,
@@ -91,7 +99,8 @@ def _teachers(spec: StoreSpec, selection: Selection) -> dict[str, TeacherRecord]
             f"no labels of {', '.join(unknown)}; the store has "
             f"{', '.join(sorted(spec.teachers)) or 'none'}"
         )
-    teachers = {name: spec.teachers[name] for name in sorted(set(names))}
+    # what was measured on the whole is no measure of a part
+    teachers = {n: dataclasses.replace(spec.teachers[n], measured={}) for n in sorted(set(names))}
     if selection.top_k is None:
         return teachers
     most = max((record.codec.top_k for record in teachers.values()), default=0)
@@ -100,11 +109,43 @@ def _teachers(spec: StoreSpec, selection: Selection) -> dict[str, TeacherRecord]
     return {name: _cut_record(record, selection.top_k) for name, record in teachers.items()}
 
 
+def _targets(
+    spec: StoreSpec,
+    selection: Selection,
+    teachers: Mapping[str, TeacherRecord],
+    first: int,
+    last: int,
+) -> dict[str, TargetRecord]:
+    """Targets that are kept, with the views that are left of them."""
+    wanted = selection.targets
+    unknown = sorted(set(wanted or ()) - set(spec.targets))
+    if unknown:
+        raise UsageError(
+            f"no target {', '.join(unknown)}; the store has "
+            f"{', '.join(sorted(spec.targets)) or 'none'}"
+        )
+    kept = {}
+    for path, record in sorted(spec.targets.items()):
+        views = min(record.views, last) - first
+        if (wanted is not None and path not in wanted) or (
+            wanted is None and (views < 1 or record.teacher not in teachers)
+        ):
+            continue
+        if record.teacher not in teachers:
+            raise UsageError(
+                f"{path} is of {record.teacher}, whose labels would be left out: keep them too"
+            )
+        if views < 1:
+            raise UsageError(
+                f"{path} has views 0:{record.views} only, and {first}:{last} has none of them"
+            )
+        kept[path] = dataclasses.replace(record, views=views)
+    return kept
+
+
 def _cut_record(record: TeacherRecord, top_k: int) -> TeacherRecord:
     kept = min(top_k, record.codec.top_k)
-    return dataclasses.replace(
-        record, codec=dataclasses.replace(record.codec, top_k=kept), measured={}
-    )
+    return dataclasses.replace(record, codec=dataclasses.replace(record.codec, top_k=kept))
 
 
 def _rows(parent: Parent, selection: Selection) -> npt.NDArray[np.int64]:
@@ -161,6 +202,7 @@ def _spec(
     rows: npt.NDArray[np.int64],
     num_views: int,
     teachers: dict[str, TeacherRecord],
+    targets: dict[str, TargetRecord],
 ) -> StoreSpec:
     """Settings of the subset. Blocks, planes and files keep their sizes, so that they can be
     copied; classes keep their numbers."""
@@ -169,8 +211,9 @@ def _spec(
         key = parent.images().key
         dataset |= {"num_images": len(rows), "keys_hash": keys_hash(key[row] for row in rows)}
     return dataclasses.replace(
-        parent.spec, num_images=len(rows), num_views=num_views, dataset=dataset, teachers=teachers
-    )
+        parent.spec, num_images=len(rows), num_views=num_views, dataset=dataset,
+        teachers=teachers, targets=targets,
+    )  # fmt: skip
 
 
 def _details(parent: Parent, spec: StoreSpec, first: int, last: int) -> dict[str, Any]:
@@ -181,11 +224,13 @@ def _details(parent: Parent, spec: StoreSpec, first: int, last: int) -> dict[str
         for name, record in spec.teachers.items()
         if record.codec.top_k < before[name].codec.top_k
     }
-    selection = {
+    selection: dict[str, Any] = {
         "views": [first, last],
         "images": [parent.spec.num_images, spec.num_images],
         "labels": sorted(spec.teachers),
         "top_k": cut,
     }
+    if parent.spec.targets:
+        selection["targets"] = {path: record.views for path, record in spec.targets.items()}
     error = {name: round(tail_error(before[name].codec), 6) for name in cut}
     return {"selection": selection, "max_added_error": error}

@@ -22,14 +22,16 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Plane:
-    """Some views of all images: box u2 [N, V, 4], flip u1 [N, V]; and, where a teacher was named,
-    index u2 [N, V, k], code u1 [N, V, k], tail u1 [N, V]. Masked images hold fill values."""
+    """Some views of all images: box u2 [N, V, 4], flip u1 [N, V]; where a teacher was named, index
+    u2 [N, V, k], code u1 [N, V, k], tail u1 [N, V]; where the store has augmentations, draw i2
+    [N, V, D]. Masked images hold fill values."""
 
     box: npt.NDArray[np.uint16]
     flip: npt.NDArray[np.uint8]
     index: npt.NDArray[np.uint16] | None = None
     code: npt.NDArray[np.uint8] | None = None
     tail: npt.NDArray[np.uint8] | None = None
+    draw: npt.NDArray[np.int16] | None = None
 
 
 def decode_keys(rows: npt.NDArray[np.uint8]) -> list[str]:

@@ -24,25 +24,21 @@ import numpy.typing as npt
 from storage.counter import (
     HALF,
     LOW,
-    RATIO_STEPS,
-    U64,
+    MAX_RATIO,
+    TRIES,
     below,
+    box_sizes,
     fixed32,
-    interpolate,
-    isqrt,
     philox_words,
-    ratio_tables,
-    round46,
 )
 from storage.errors import FormatVersion, UsageError
 from storage.imported import IMPORTED_VERSION, ImportedViews
+from storage.typed import check_types
 
 SAMPLER_VERSION = 1
 MAX_SIDE = 65_535  # boxes are uint16
 MAX_AREA = 1 << 28  # the pixel contract's limit; keeps area * 2^32 inside 64 bits
-TRIES = 10  # as torchvision
 WORDS_PER_VIEW = 12  # 10 tries + position + flip; a multiple of Philox's 4 words a counter
-MAX_RATIO = 16.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,12 @@ class Views:
 
     box: uint16 [count, 4], (top, left, height, width) in pixels of the padded image.
     flip: uint8 [count], 1 where the view is mirrored left-right.
+    draw: int16 [count, D], what the store's augmentations do to it; None where it has none.
     """
 
     box: npt.NDArray[np.uint16]
     flip: npt.NDArray[np.uint8]
+    draw: npt.NDArray[np.int16] | None = None
 
 
 class Sampler(Protocol):
@@ -95,6 +93,7 @@ class RandomResizedCrop:
     kind: ClassVar[str] = "random-resized-crop"
 
     def __post_init__(self) -> None:
+        check_types(self)
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise UsageError(f"scale is {low} to {high}; expected 0 < low <= high <= 1")
@@ -138,7 +137,9 @@ class RandomResizedCrop:
             self.kind, seed, digest, first * WORDS_PER_VIEW, count * WORDS_PER_VIEW
         )
         words = words.reshape(count, WORDS_PER_VIEW)
-        crop_height, crop_width, fits = self._sizes(words[:, :TRIES], height, width)
+        crop_height, crop_width, fits = box_sizes(
+            words[:, :TRIES], self.scale, self.ratio, height, width
+        )
         chosen = fits.argmax(axis=1)[:, None]
         crop_height = np.take_along_axis(crop_height, chosen, axis=1)[:, 0]
         crop_width = np.take_along_axis(crop_width, chosen, axis=1)[:, 0]
@@ -149,31 +150,6 @@ class RandomResizedCrop:
         box[~fits.any(axis=1)] = self._centre(height, width)
         flip = (words[:, TRIES + 1] >> HALF) < np.uint64(fixed32(self.flip_probability))
         return Views(box, flip.astype(np.uint8))
-
-    def _sizes(self, words: U64, height: int, width: int) -> tuple[U64, U64, npt.NDArray[np.bool_]]:
-        """Heights and widths [count, TRIES] of all tries, and which of them fit.
-
-        Those that don't fit are clamped, so that later arithmetic stays in range.
-        """
-        low, high = (fixed32(value) for value in self.scale)
-        fraction = np.uint64(low) + below(words >> HALF, np.uint64(high - low + 1))
-        side = isqrt(np.uint64(height * width) * fraction)  # sqrt(area), 16 fraction bits
-        root, inverse = ratio_tables(*self.ratio)
-        draw = (words & LOW) * np.uint64(RATIO_STEPS)  # position in the table, 32 fraction bits
-        crop_width = round46(side * interpolate(root, draw))
-        crop_height = round46(side * interpolate(inverse, draw))
-        fits = (
-            (crop_width >= 1)
-            & (crop_width <= np.uint64(width))
-            & (crop_height >= 1)
-            & (crop_height <= np.uint64(height))
-        )
-        one = np.uint64(1)
-        return (
-            np.clip(crop_height, one, np.uint64(height)),
-            np.clip(crop_width, one, np.uint64(width)),
-            fits,
-        )
 
     def _centre(self, height: int, width: int) -> tuple[int, int, int, int]:
         low, high = (fixed32(value) for value in self.ratio)
@@ -204,6 +180,7 @@ class PaddedCrop:
     kind: ClassVar[str] = "padded-crop"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.padding <= 64:
             raise UsageError(f"padding is {self.padding}; expected 0 to 64 pixels")
 
@@ -226,11 +203,7 @@ class PaddedCrop:
             UsageError: more views asked for than there are.
         """
         _check_draw(height + 2 * self.padding, width + 2 * self.padding, first, count)
-        if first + count > self.distinct_views:
-            raise UsageError(
-                f"{first + count} views asked for, but padded-crop with padding {self.padding} has "
-                f"{self.distinct_views} distinct views: use at most --crops {self.distinct_views}"
-            )
+        _check_distinct(self, first + count)
         words = philox_words(self.kind, seed, digest, 0, self.distinct_views)
         number = np.argsort(words, kind="stable")[first : first + count]  # a keyed permutation
         shifts = 2 * self.padding + 1
@@ -240,6 +213,57 @@ class PaddedCrop:
         box[:, 2] = height
         box[:, 3] = width
         return Views(box, (number % 2).astype(np.uint8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreCrop:
+    """The central square of the image, plain and (with `flip`) mirrored: what evaluation shows.
+
+    Resizing the shorter side to 256 pixels and cutting the central 224 is cutting the central
+    square of 224 / 256 of the shorter side and resizing that: one box, `crop_ratio` of it wide.
+    """
+
+    crop_ratio: float = 0.875
+    flip: bool = False
+
+    kind: ClassVar[str] = "centre"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_ratio <= 1:
+            raise UsageError(f"crop ratio is {self.crop_ratio}; expected above 0, to 1")
+
+    @property
+    def padding(self) -> int:
+        """Boxes lie inside the image itself."""
+        return 0
+
+    @property
+    def distinct_views(self) -> int:
+        """The plain view, and the mirrored one where `flip` is set."""
+        return 2 if self.flip else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a store's attributes."""
+        return {
+            "kind": self.kind,
+            "version": SAMPLER_VERSION,
+            "crop_ratio": self.crop_ratio,
+            "flip": self.flip,
+        }
+
+    def draw(
+        self, seed: int, digest: bytes, height: int, width: int, first: int, count: int
+    ) -> Views:
+        """Views `first` to `first + count - 1`: number 0 is plain, number 1 mirrored.
+
+        Raises:
+            UsageError: more views asked for than there are.
+        """
+        _check_draw(height, width, first, count)
+        _check_distinct(self, first + count)
+        side = max(1, (min(height, width) * fixed32(self.crop_ratio) + (1 << 31)) >> 32)
+        box = np.array([(height - side) // 2, (width - side) // 2, side, side], np.uint16)
+        return Views(np.tile(box, (count, 1)), np.arange(first, first + count).astype(np.uint8))
 
 
 def sampler_from_json(values: dict[str, Any]) -> Sampler:
@@ -252,7 +276,7 @@ def sampler_from_json(values: dict[str, Any]) -> Sampler:
     kind, version = values.pop("kind", None), values.pop("version", None)
     if kind == ImportedViews.kind and version == IMPORTED_VERSION:
         return ImportedViews(source=values["source"])
-    known = {RandomResizedCrop.kind, PaddedCrop.kind, ImportedViews.kind}
+    known = {RandomResizedCrop.kind, PaddedCrop.kind, CentreCrop.kind, ImportedViews.kind}
     if kind not in known or version != SAMPLER_VERSION:
         raise FormatVersion(
             f"view sampler {kind!r} version {version!r}; this release knows "
@@ -260,6 +284,8 @@ def sampler_from_json(values: dict[str, Any]) -> Sampler:
         )
     if kind == PaddedCrop.kind:
         return PaddedCrop(padding=values["padding"])
+    if kind == CentreCrop.kind:
+        return CentreCrop(crop_ratio=values["crop_ratio"], flip=values["flip"])
     return RandomResizedCrop(
         scale=tuple(values["scale"]),
         ratio=tuple(values["ratio"]),
@@ -275,6 +301,15 @@ def _check_draw(height: int, width: int, first: int, count: int) -> None:
         )
     if first < 0 or count < 0:
         raise UsageError(f"views {first} to {first + count}; expected numbers from 0 up")
+
+
+def _check_distinct(sampler: PaddedCrop | CentreCrop, wanted: int) -> None:
+    if wanted > sampler.distinct_views:
+        raise UsageError(
+            f"{wanted} views asked for, but the sampler {sampler.kind} has "
+            f"{sampler.distinct_views} distinct views: use at most --crops "
+            f"{sampler.distinct_views}"
+        )
 
 
 def _check_probability(value: float) -> None:

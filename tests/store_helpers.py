@@ -114,7 +114,16 @@ def make_block(
         flip=np.stack([view.flip for view in views]),
         labels=labels,
         tail_mass=mass,
+        draw=make_draws(spec, rows),
     )
+
+
+def make_draws(spec: StoreSpec, rows: Sequence[int]) -> np.ndarray | None:
+    """int16 [n, M, D], what the settings draw; None without augmentations."""
+    if spec.augment is None:
+        return None
+    draws = [spec.augment.draw(spec.seed, image_digest(r), 0, spec.num_views) for r in rows]
+    return np.stack(draws)
 
 
 def fill_store(

@@ -11,16 +11,20 @@ import yaml
 from click.testing import CliRunner
 from store_helpers import fill_store, make_spec, make_teacher
 
+from storage.augment import Augment
 from storage.card.croissant import croissant
 from storage.card.facts import card_facts
 from storage.card.licences import Licences, state_licences
 from storage.card.readme import readme
+from storage.colour_draws import ColourJitter, Lighting
 from storage.commands.card import card
+from storage.erasing import Erasing
 from storage.errors import StoreError, UsageError
 from storage.manifest import seal
+from storage.randaugment import RandAugment
 from storage.store import LabelStore
 from storage.verify import verify
-from storage.views import PaddedCrop, RandomResizedCrop
+from storage.views import CentreCrop, PaddedCrop, RandomResizedCrop
 
 
 @pytest.fixture
@@ -115,7 +119,7 @@ def parse_command(line):
 
 @pytest.mark.parametrize("sampler", [
     RandomResizedCrop(), RandomResizedCrop(scale=(0.25, 0.9), flip_probability=0.0),
-    PaddedCrop(padding=3),
+    PaddedCrop(padding=3), RandomResizedCrop(ratio=(0.5, 2.0)),
 ], ids=str)  # fmt: skip
 def test_the_command_on_the_card_asks_for_these_settings(tmp_path, sampler):
     from storage.cli_common import sampler_from_options
@@ -132,8 +136,30 @@ def test_the_command_on_the_card_asks_for_these_settings(tmp_path, sampler):
     assert (found["batch_size"], found["block_images"]) == (8, 4)
     assert found["mean"] == teacher.mean and found["std"] == teacher.std
     assert (found["size"], found["interpolation"], found["precision"]) == (32, "bilinear", "fp32")
-    drawn = sampler_from_options(*(found[n] for n in ("views", "scale", "padding", "flip")))
-    assert drawn == sampler
+    names = ("views", "scale", "padding", "flip", "ratio", "crop_ratio")
+    assert sampler_from_options(*(found[name] for name in names)) == sampler
+
+
+def test_the_command_on_the_card_asks_for_the_augmentations(tmp_path):
+    from labelgen.augment_options import augment_from_options
+    from storage.cli_common import sampler_from_options
+
+    augment = Augment(
+        (RandAugment(), ColourJitter(brightness=0.1, hue=0.2), Lighting(), Erasing(fill=(1, 2, 3)))
+    )
+    for operations in (augment.operations, augment.operations[::-1]):
+        sampler = CentreCrop(crop_ratio=0.9, flip=True)
+        spec = make_spec(num_views=2, sampler=sampler, augment=Augment(operations))
+        store = fill_store(tmp_path / f"{operations[0].kind}.zarr", spec)
+        seal(store)
+        facts = facts_of(LabelStore.open(store.path))
+        found = parse_command(f"{facts.command}")
+        names = ("randaugment", "colour_jitter", "lighting", "erasing", "erasing_fill")
+        assert augment_from_options(*(found[name] for name in names)) == augment
+        names = ("views", "scale", "padding", "flip", "ratio", "crop_ratio")
+        assert sampler_from_options(*(found[name] for name in names)) == sampler
+        turned = operations[0].kind == "erasing"
+        assert any("order of augmentations" in gap for gap in facts.gaps) == turned
 
 
 def test_the_command_on_the_card_makes_the_same_store_again(tmp_path, monkeypatch):
@@ -153,14 +179,14 @@ def test_the_command_on_the_card_makes_the_same_store_again(tmp_path, monkeypatc
 
 
 def test_settings_the_command_cannot_say_are_named(tmp_path):
-    spec = make_spec(sampler=RandomResizedCrop(ratio=(0.5, 2.0)),
+    spec = make_spec(sampler=RandomResizedCrop(flip_probability=0.3),
                      teachers=[make_teacher(spec="resnet8@file:mine.safetensors")])  # fmt: skip
     store = fill_store(tmp_path / "s.zarr", spec)
     seal(store)
     facts = facts_of(LabelStore.open(store.path))
     assert "--teacher file:mine.safetensors --arch resnet8" in facts.command
     gaps = " ".join(facts.gaps)
-    assert "aspect ratios 0.5 to 2.0" in gaps and "ab" * 32 in gaps
+    assert "flip probability 0.3" in gaps and "ab" * 32 in gaps
 
 
 def test_only_a_sealed_store_gets_a_card(tmp_path):

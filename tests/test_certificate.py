@@ -13,9 +13,11 @@ from storage.codecs import SoftLabels, TopKCodec, TopKLabels
 from storage.dictionary import DictionaryCodec
 from storage.errors import UsageError
 from storage.info import info_text, store_info
+from storage.inherited import inherited_certificates
 from storage.label_arrays import to_arrays
 from storage.lists import mean_tails
 from storage.manifest import read_manifest, seal
+from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.temperature import soften, soften_dense, temperature_error
 from storage.verify import verify
@@ -114,9 +116,39 @@ def test_masked_images_and_stores_without_dense_outputs_leave_no_trace(tmp_path)
 
 def test_bytes_are_those_of_the_parts_files():
     sizes = {"labels/a/place/c/0/0/0": 10, "labels/a/classes/c/0/0": 5, "labels/a/fall/c/0/0/0": 4,
-             "labels/a/spread/c/0/0": 2, "views/flip/c/0/0": 3, "zarr.json": 7}  # fmt: skip
+             "labels/a/spread/c/0/0": 2, "views/flip/c/0/0": 3, "views/crop/c/0/0": 1,
+             "views/draw/c/0/0": 12, "features/f/value/c/0/0/0": 8, "tokens/t/tail.safetensors": 2,
+             "zarr.json": 7}  # fmt: skip
     found = bytes_by_part(sizes, 2)
-    assert found == {"ids": 7.5, "values": 2.0, "tail": 1.0, "boxes": 1.5, "metadata": 3.5}
+    assert found == {"ids": 7.5, "values": 2.0, "tail": 1.0, "boxes": 2.0, "draws": 6.0,
+                     "targets": 5.0, "metadata": 3.5}  # fmt: skip
+
+
+def info_lines(path):
+    return info_text(store_info(LabelStore.open(path)))
+
+
+def test_a_subset_says_whose_certificate_it_shows(tmp_path):
+    root = seal(write(tmp_path / "s")).root
+    subset(tmp_path / "s", tmp_path / "views", Selection(views=(0, 4)))
+    subset(tmp_path / "views", tmp_path / "cut", Selection(top_k=2))
+    subset(tmp_path / "cut", tmp_path / "last", Selection(views=(0, 2)))
+    assert "measured" not in info_lines(tmp_path / "s").split("fidelity")[1]
+    for name, cut in [("views", False), ("cut", True), ("last", True)]:
+        store = LabelStore.open(tmp_path / name)
+        teacher = store_info(store)["teachers"]["toy"]
+        assert "certificate" not in teacher["measured"]
+        (found,) = teacher["inherited"]
+        stated = LabelStore.open(tmp_path / "s").spec.teachers["toy"].measured["certificate"]
+        assert found == {"measured_on": root, "classes_cut_since": cut, **stated}
+        text = info_lines(tmp_path / name)
+        assert f"measured on its ancestor {root[:12]}" in text and "fidelity on 40 crops" in text
+        assert ("keep more classes" in text) == cut
+
+
+def test_an_unreadable_record_of_ancestors_shows_no_certificate(tmp_path):
+    for origin in ("x", {"parents": 3}, {"parents": [{"root": 1, "certificates": {"toy": {}}}]}):
+        assert inherited_certificates({"origin": origin}, "toy") == []
 
 
 @st.composite

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from storage.codecs import TopKLabels
 from storage.dictionary import DictionaryCodec
@@ -22,7 +23,7 @@ STORES = sorted(path.name for path in GOLDEN.glob("format*") if path.is_dir())
 
 
 def test_every_format_has_a_golden_store():
-    assert STORES == ["format1", "format1_dictionary"]
+    assert STORES == ["format1", "format1_boxes", "format1_dictionary"]
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -38,6 +39,9 @@ def test_a_golden_store_opens_verifies_and_decodes(name):
     assert table.size.tolist() == expected["size"]
     assert np.flatnonzero(table.status != ImageStatus.OK).tolist() == expected["masked"]
     assert plane.box.tolist() == expected["box"] and plane.flip.tolist() == expected["flip"]
+    if "crop" in expected:
+        number = zarr.open_group(str(path), mode="r")["views/crop"][:]
+        assert number.tolist() == expected["crop"]
     codec = store.spec.teachers["toy"].codec
     dense = codec.dense(TopKLabels(plane.index, plane.code, plane.tail))
     readable = dense[table.status == ImageStatus.OK].reshape(-1, codec.num_classes)

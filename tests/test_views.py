@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import FormatVersion, UsageError
-from storage.views import PaddedCrop, RandomResizedCrop, sampler_from_json
+from storage.views import CentreCrop, PaddedCrop, RandomResizedCrop, sampler_from_json
 
 DIGEST = hashlib.sha256(b"an image").digest()
 SAMPLERS = [RandomResizedCrop(), RandomResizedCrop(scale=(0.3, 0.5), ratio=(0.5, 3.0)),
@@ -218,7 +218,30 @@ def test_more_padded_crops_than_there_are_is_misuse():
         PaddedCrop().draw(0, DIGEST, 32, 32, 100, 63)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@given(sides, sides)
+@settings(deadline=None)
+def test_the_centre_is_torchvision_s_evaluation_crop_in_one_box(height, width):
+    """Resize the shorter side to 256, cut the central 224: the source pixels that this covers."""
+    box = CentreCrop().draw(0, DIGEST, height, width, 0, 1).box[0].astype(int)
+    scale = min(height, width) / 256
+    assert box[2] == box[3] and abs(box[2] - 224 * scale) <= 0.5
+    for side, first, extent in ((height, *box[[0, 2]]), (width, *box[[1, 3]])):
+        assert first >= 0 and first + extent <= side
+        assert abs((first + extent / 2) - side / 2) <= 0.5  # nothing is nearer the centre
+
+
+def test_the_centre_has_one_view_or_two_with_its_mirror_image():
+    plain, both = CentreCrop(crop_ratio=1.0), CentreCrop(crop_ratio=1.0, flip=True)
+    assert (plain.distinct_views, both.distinct_views) == (1, 2)
+    views = both.draw(9, DIGEST, 30, 50, 0, 2)
+    assert views.box.tolist() == [[0, 10, 30, 30]] * 2 and views.flip.tolist() == [0, 1]
+    assert both.draw(9, DIGEST, 30, 50, 1, 1).flip.tolist() == [1]
+    with pytest.raises(UsageError, match="1 distinct views: use at most --crops 1"):
+        plain.draw(9, DIGEST, 30, 50, 0, 2)
+    assert CentreCrop(crop_ratio=0.001).draw(0, DIGEST, 3, 3, 0, 1).box.tolist() == [[1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, CentreCrop(crop_ratio=0.9, flip=True)])
 def test_samplers_survive_json(sampler):
     assert sampler_from_json(sampler.to_json()) == sampler
 
@@ -239,6 +262,8 @@ def test_unknown_samplers_are_refused():
         lambda: RandomResizedCrop(ratio=(0.0, 1.0)),
         lambda: RandomResizedCrop(flip_probability=1.5),
         lambda: PaddedCrop(padding=-1),
+        lambda: CentreCrop(crop_ratio=0.0),
+        lambda: CentreCrop(crop_ratio=1.1),
         lambda: RandomResizedCrop().draw(-1, DIGEST, 3, 3, 0, 1),
         lambda: RandomResizedCrop().draw(0, b"short", 3, 3, 0, 1),
         lambda: RandomResizedCrop().draw(0, DIGEST, 0, 3, 0, 1),

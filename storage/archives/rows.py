@@ -58,8 +58,14 @@ def store_rows(
 
     Raises:
         IncompleteStore: blocks are missing.
-        UsageError: padded views, whose boxes no other format can describe.
+        UsageError: padded views or stored augmentations, which no other format can describe.
     """
+    if store.spec.augment is not None:
+        kinds = ", ".join(operation.kind for operation in store.spec.augment.operations)
+        raise UsageError(
+            f"{store.path} has labels of augmented crops ({kinds}); no other project's format "
+            "keeps such draws: label the images again without them to export"
+        )
     if store.spec.pixel.padding:
         raise UsageError(
             f"{store.path} has views of padded images; no other project's format describes those"

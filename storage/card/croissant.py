@@ -12,7 +12,7 @@ from typing import Any
 
 from storage.card.facts import CardFacts
 from storage.card.licences import UNKNOWN
-from storage.layout import array_layouts
+from storage.layout import array_layouts, constant_layouts
 from storage.store import MANIFEST
 
 MOST_FILES = 2000  # beyond, files are listed by array
@@ -107,7 +107,7 @@ def _distribution(facts: CardFacts) -> list[dict[str, Any]]:
             "encodingFormat": _BYTES,
             "includes": f"{path}/c/**",
         }
-        for path in array_layouts(facts.spec)
+        for path in array_layouts(facts.spec) | constant_layouts(facts.spec)
     ]
 
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.card.licences import Licences
+from storage.card.view_words import augment_words, view_words
 from storage.dictionary import default_codec
 from storage.errors import StoreError
 from storage.format import StoreSpec, TeacherRecord
 from storage.info import store_info
 from storage.manifest import Manifest, read_manifest
+from storage.remote.location import is_remote
 from storage.store import MANIFEST, LabelStore
-from storage.views import PaddedCrop, RandomResizedCrop
-
-DEFAULT_RATIO = (0.75, 4 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ def card_facts(
     command, gaps = labelgen_command(store)
     origin = store.attributes.get("origin")
     return CardFacts(
-        name=name or store.path.resolve().name.removesuffix(".zarr"),
+        name=name or _title(store),
         spec=store.spec,
         info=store_info(store),
         manifest=read_manifest(store.path),
@@ -90,6 +89,12 @@ def card_facts(
     )
 
 
+def _title(store: LabelStore) -> str:
+    """The last part of the store's folder or address."""
+    place = store.place if is_remote(store.place) else store.path.resolve().name
+    return place.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
+
+
 def labelgen_command(store: LabelStore) -> tuple[str | None, list[str]]:
     """The command that makes this store again, and what it can't say."""
     spec = store.spec
@@ -103,9 +108,12 @@ def labelgen_command(store: LabelStore) -> tuple[str | None, list[str]]:
     gaps: list[str] = []
     words = ["labelgen", "run", *_teacher_words(teacher, gaps), "--data", "IMAGES"]
     words += ["--out", "store.zarr", "--crops", str(spec.num_views)]
-    words += ["--top-k", str(teacher.codec.top_k), *_view_words(spec, gaps)]
+    words += ["--top-k", str(teacher.codec.top_k), *view_words(spec, gaps)]
+    words += augment_words(spec.augment, gaps)
     words += ["--batch-size", str(teacher.batch_size), "--block-images", str(spec.block_images)]
     words += ["--precision", teacher.precision, "--seed", str(spec.seed)]
+    words += ["--compile"] if teacher.compiled else []
+    gaps += [f"the target {path}, whose options its settings tell" for path in sorted(spec.targets)]
     if teacher.codec != default_codec(teacher.num_classes, teacher.codec.top_k, spec.num_views):
         gaps.append(f"the codec, {json.dumps(teacher.codec.to_json(), sort_keys=True)}")
     return shlex.join(words), gaps
@@ -113,28 +121,28 @@ def labelgen_command(store: LabelStore) -> tuple[str | None, list[str]]:
 
 def _teacher_words(teacher: TeacherRecord, gaps: list[str]) -> list[str]:
     arch, found, file = teacher.spec.partition("@file:")
-    words = ["--teacher", f"file:{file}", "--arch", arch] if found else ["--teacher", teacher.spec]
+    words = ["--size", str(teacher.input_size), "--interpolation", teacher.interpolation]
+    if teacher.members:
+        gaps += [f"the weights of {m['spec']} (tensor digest {m['digest']})"
+                 for m in teacher.members if _is_local(m["spec"])]  # fmt: skip
+        return ["--teacher", teacher.spec, *words]
+    named = ["--teacher", f"file:{file}", "--arch", arch] if found else ["--teacher", teacher.spec]
     if found:
         gaps.append(f"the weights file {file} (tensor digest {teacher.digest})")
-    words += ["--size", str(teacher.input_size), "--interpolation", teacher.interpolation]
+    elif _is_local(teacher.spec):
+        gaps.append(f"the folder of {teacher.spec} (tensor digest {teacher.digest})")
+    if teacher.channel_order != "rgb":
+        words += ["--channel-order", teacher.channel_order]
+    if teacher.class_offset:
+        words += ["--class-offset", str(teacher.class_offset)]
     return [
+        *named,
         *words,
         "--mean", *(repr(value) for value in teacher.mean),
         "--std", *(repr(value) for value in teacher.std),
     ]  # fmt: skip
 
 
-def _view_words(spec: StoreSpec, gaps: list[str]) -> list[str]:
-    sampler = spec.sampler
-    if isinstance(sampler, PaddedCrop):
-        return ["--views", sampler.kind, "--padding", str(sampler.padding)]
-    if isinstance(sampler, RandomResizedCrop):
-        if sampler.ratio != DEFAULT_RATIO:
-            gaps.append(f"aspect ratios {sampler.ratio[0]} to {sampler.ratio[1]}")
-        if sampler.flip_probability not in (0.0, 0.5):
-            gaps.append(f"flip probability {sampler.flip_probability}")
-        flip = "--flip" if sampler.flip_probability else "--no-flip"
-        low, high = sampler.scale
-        return ["--views", sampler.kind, "--scale", repr(low), repr(high), flip]
-    gaps.append(f"views of kind {sampler.kind}")
-    return []
+def _is_local(spec: str) -> bool:
+    """Whether a teacher's weights lay on the machine that made the labels."""
+    return "@file:" in spec or spec.startswith("local-dir:")

@@ -306,10 +306,10 @@ def export_fkd(
 ) -> None:  # fmt: skip
     """FKD label files, which its own loader reads."""
     from storage.archives.fkd_export import export_fkd as export
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
     report = export(
-        LabelStore.open(store), Path(out), label_type=label_type, dataset=dataset, split=split,
+        open_any(store), Path(out), label_type=label_type, dataset=dataset, split=split,
         teacher=teacher, overwrite=overwrite, progress=_progress,
     )  # fmt: skip
     _print_export(report, as_json)
@@ -335,9 +335,9 @@ def _tables_options(command: F) -> F:
 def export_webdataset(store: str, out: str, as_json: bool, **options: Any) -> None:
     """Tar shards with <number>.json and <number>.npz an image."""
     from storage.archives.tables_export import export_webdataset as export
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
-    found = export(LabelStore.open(store), Path(out), progress=_progress, **options)
+    found = export(open_any(store), Path(out), progress=_progress, **options)
     _print_export(found, as_json)
 
 
@@ -346,9 +346,9 @@ def export_webdataset(store: str, out: str, as_json: bool, **options: Any) -> No
 def export_parquet(store: str, out: str, as_json: bool, **options: Any) -> None:
     """Parquet tables, a row an image (needs pyarrow)."""
     from storage.archives.tables_export import export_parquet as export
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
-    found = export(LabelStore.open(store), Path(out), progress=_progress, **options)
+    found = export(open_any(store), Path(out), progress=_progress, **options)
     _print_export(found, as_json)
 
 

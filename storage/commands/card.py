@@ -36,15 +36,15 @@ def card(
     from storage.card.facts import card_facts
     from storage.card.licences import state_licences
     from storage.card.readme import readme
-    from storage.store import LabelStore
+    from storage.remote.opening import local_folder, open_any
 
     if write == (out is not None):
         raise UsageError("give either --out FOLDER or --write (into the store itself)")
-    opened = LabelStore.open(store)
+    folder = local_folder(store, "written to") if out is None else Path(out)
+    opened = open_any(store)
     recorded = {n: record.licence for n, record in opened.spec.teachers.items()}
     licences = state_licences(recorded, licence, teacher_licence, images_licence)
     facts = card_facts(opened, licences, name=name, images_from=images_from, url=url)
-    folder = Path(store) if out is None else Path(out)
     files = {"README.md": readme(facts), "croissant.json": croissant(facts)}
     for file, text in files.items():
         write_atomic(folder / file, text.encode())
@@ -75,12 +75,14 @@ def sign(store: str, key: str, create_key: bool, as_json: bool) -> None:
     """Sign the manifest of a sealed STORE with a key of yours."""
     from storage.card.signing import create_key as make_key
     from storage.card.signing import sign_store
+    from storage.remote.opening import local_folder
 
+    folder = local_folder(store, "signed")
     if create_key:
         make_key(Path(key))
     elif not Path(key).is_file():
         raise UsageError(f"no key at {key}: give a PEM file, or make one with --create-key")
-    signed = sign_store(Path(store), Path(key))
+    signed = sign_store(folder, Path(key))
     result = {"store": store, "root": signed.root, "key": signed.key}
     print_result(result, as_json, f"{store}: root {signed.root} signed by key {signed.key}")
 
@@ -97,8 +99,9 @@ def sign(store: str, key: str, create_key: bool, as_json: bool) -> None:
 def verify_signature(store: str, key: str, as_json: bool) -> None:
     """Check who signed STORE's manifest; `verify --full` then checks the files."""
     from storage.card.signing import check_signature
+    from storage.remote.opening import published_folder
 
-    signed = check_signature(Path(store), Path(key))
+    signed = check_signature(published_folder(store), Path(key))
     result = {"store": store, "root": signed.root, "key": signed.key}
     print_result(result, as_json, f"{store}: ok, root {signed.root} signed by key {signed.key}")
 

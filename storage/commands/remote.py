@@ -48,10 +48,11 @@ def push(store: str, url: str, overwrite: bool, as_json: bool) -> None:
 
     from storage.manifest import read_manifest
     from storage.progress import Progress
+    from storage.remote.opening import local_folder
     from storage.remote.push import push as push_store
     from storage.store import LabelStore
 
-    opened = LabelStore.open(store)
+    opened = LabelStore.open(local_folder(store, "pushed from"))
     total = sum(read_manifest(opened.path).sizes().values()) if opened.is_sealed else 0
     with Progress(total, "bytes", "pushing") as progress:
         report = push_store(store, url, overwrite=overwrite, advance=progress.advance)

@@ -10,6 +10,7 @@ from storage.cli_common import json_option, print_result, workers_option
 from storage.errors import UsageError
 
 STORE = click.Path()
+ALL = "all"
 
 
 def view_range(
@@ -22,6 +23,15 @@ def view_range(
     if not colon or not all(part == "" or part.isdecimal() for part in (first, last)):
         raise click.BadParameter(f"{value!r}; expected A:B, such as 0:100")
     return int(first or 0), int(last) if last else None
+
+
+def target_paths(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> list[str] | str | None:
+    """Paths between commas; `none` is an empty list, `all` is itself."""
+    if value is None or value == ALL:
+        return value
+    return [] if value == "none" else [path for path in value.split(",") if path]
 
 
 def out_option(command: Any) -> Any:
@@ -61,10 +71,10 @@ def match(
 
     from storage.commands.reuse_text import match_text
     from storage.match import match as match_store
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
     report = match_store(
-        LabelStore.open(store), data, by_key=by_key, was=was,
+        open_any(store), data, by_key=by_key, was=was,
         workers=workers or os.cpu_count() or 1, progress=_progress("compared", "files", every=1000),
     )  # fmt: skip
     found = report.to_json(examples)
@@ -88,18 +98,24 @@ def match(
               help="Images of this folder class; may be given again.")  # fmt: skip
 @click.option("--labels", multiple=True, metavar="TEACHER",
               help="Labels of this teacher; may be given again [default: all].")  # fmt: skip
+@click.option("--targets", metavar="PATH,...|none|all", callback=target_paths,
+              help="Targets kept, such as features/pooled [default: all that fit].")  # fmt: skip
 @json_option
 def subset(
     store: str, out: str, views: tuple[int, int | None] | None, top_k: int | None, images: Any,
-    classes: tuple[str, ...], labels: tuple[str, ...], as_json: bool,
+    classes: tuple[str, ...], labels: tuple[str, ...], targets: list[str] | str | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write a part of STORE to a new store, proven against STORE's Merkle root."""
+    from storage.remote.opening import as_store
     from storage.select import Selection
     from storage.select import subset as cut
-    from storage.store import LabelStore
 
+    opened = as_store(store)
     if views is not None and views[1] is None:
-        views = views[0], LabelStore.open(store).spec.num_views
+        views = views[0], opened.spec.num_views
+    if targets == ALL:
+        targets = sorted(opened.spec.targets)
     lines = None
     if images is not None:
         text = images.read().decode("utf-8", "surrogateescape")
@@ -107,8 +123,9 @@ def subset(
     selection = Selection(
         views=views,  # type: ignore[arg-type]  # its end was filled in above
         top_k=top_k, images=lines, classes=classes or None, labels=labels or None,
+        targets=targets,
     )  # fmt: skip
-    cut(store, out, selection, _progress("wrote", "blocks"))
+    cut(opened, out, selection, _progress("wrote", "blocks"))
     _print_made(out, as_json)
 
 
@@ -142,9 +159,9 @@ def diff(a: str, b: str, examples: int, as_json: bool) -> int:
     """Compare stores A and B: settings, images, views and labels. 0 equal, 1 different."""
     from storage.commands.reuse_text import diff_text
     from storage.compare import diff as compare
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
-    report = compare(LabelStore.open(a), LabelStore.open(b), _progress("compared", "blocks"))
+    report = compare(open_any(a), open_any(b), _progress("compared", "blocks"))
     found = report.to_json(examples)
     print_result(found, as_json, diff_text(a, b, found))
     return 0 if report.equal else 1
@@ -161,9 +178,9 @@ def origin(store: str, root: str | None, as_json: bool) -> int:
     """
     from storage.commands.reuse_text import origin_text
     from storage.origin import check_origin, origin_json
-    from storage.store import LabelStore
+    from storage.remote import open_any
 
-    opened = LabelStore.open(store)
+    opened = open_any(store)
     report = check_origin(opened, root)
     found = origin_json(opened, report)
     print_result(found, as_json, origin_text(store, found))

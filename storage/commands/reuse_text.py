@@ -83,6 +83,8 @@ def diff_text(a: str, b: str, found: dict[str, Any]) -> str:
             lines.append(f"{path} has views {part['views'][0]}:{part['views'][1]}")
         if "labels" in part:
             lines.append(f"only {path} has labels of {', '.join(part['labels'])}")
+        if "targets" in part:
+            lines.append(f"only {path} has {', '.join(part['targets'])}")
     what = {
         "only_a": f"only in {a}", "only_b": f"only in {b}", "changed": "of other content",
         "renamed": "under another key", "target": "in another class",
@@ -101,6 +103,12 @@ def diff_text(a: str, b: str, found: dict[str, Any]) -> str:
                 f"{name}: {counts['different']:,} of {counts['compared']:,} common labels differ "
                 f"(ids {counts['ids']:,}, values {counts['values']:,}, tail {counts['tail']:,}; "
                 f"first: {found['first_label'][name]})"
+            )
+    for target, counts in found["targets"].items():
+        if counts["different"]:
+            lines.append(
+                f"{target}: {counts['different']:,} of {counts['compared']:,} common views differ "
+                f"(first: {found['first_target'][target]})"
             )
     if found["equal"]:
         lines.append(f"{a} and {b} are equal in every value (their bytes or origin differ)")

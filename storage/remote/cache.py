@@ -24,6 +24,7 @@ from storage.shards import ABSENT, index_bytes, parse_index
 from storage.store import MANIFEST, ROOT_METADATA
 
 CACHE_ENVIRONMENT = "TEACHONCE_CACHE"
+SIZE_ENVIRONMENT = "TEACHONCE_CACHE_SIZE"
 DEFAULT_LIMIT = 50 * 10**9
 STORES = "stores"
 DISK_BLOCK = 4096
@@ -37,6 +38,16 @@ def default_cache() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "teachonce"
+
+
+def default_limit() -> int:
+    """Bytes of $TEACHONCE_CACHE_SIZE, else 50 GB.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    chosen = os.environ.get(SIZE_ENVIRONMENT)
+    return parse_size(chosen) if chosen else DEFAULT_LIMIT
 
 
 def parse_size(text: str) -> int:

@@ -36,7 +36,7 @@ def sharded_files(store: LabelStore) -> Iterator[tuple[str, ArrayLayout]]:
     for layout in array_layouts(store.spec).values():
         if layout.shard is not None:
             for block in range(store.blocks):
-                for name in layout.object_paths(block, range(store.spec.num_segments)):
+                for name in layout.block_objects(block):
                     yield name, layout
 
 

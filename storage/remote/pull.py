@@ -8,13 +8,12 @@ from pathlib import Path
 
 from storage.atomic import TEMPORARY, write_atomic
 from storage.errors import StoreError, UsageError
-from storage.manifest import CARD, read_manifest
+from storage.manifest import read_manifest
 from storage.remote.files import fetch_file, holds
 from storage.remote.store import RemoteStore
 from storage.store import MANIFEST
 from storage.threads import for_each
 
-MOST_CARD = 16 << 20
 Advance = Callable[[int], None]
 
 
@@ -93,10 +92,7 @@ def _pull_all(store: RemoteStore, out: Path, advance: Advance | None) -> str:
             advance(size)
 
     for_each(sorted(store.manifest.objects), fetch)
-    for name in CARD:  # said about the store, not part of it
-        data = store.transport.get(name, MOST_CARD)
-        if data is not None:
-            write_atomic(out / name, data)
+    store.fetch_card(out)
     write_atomic(out / MANIFEST, store.manifest.to_bytes())
     mark.unlink(missing_ok=True)
     return root
@@ -125,4 +121,4 @@ def _pull_part(
                 advance(store.manifest.objects[name][0])
 
         for_each(names, fetch)
-        return subset(store.path, out, Selection(views=views, top_k=top_k)).root
+        return subset(store, out, Selection(views=views, top_k=top_k)).root

@@ -12,25 +12,32 @@ import contextlib
 import hashlib
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from storage.atomic import write_atomic
 from storage.block import BlockData
+from storage.block_values import AddedBlock
 from storage.chunks import Array
+from storage.decode import row_sources
 from storage.errors import CorruptStore, StoreError, StoreMismatch, TeachonceError
-from storage.manifest import CHUNKS, Manifest, expected_objects, parse_manifest
+from storage.manifest import CARD, CHUNKS, Manifest, expected_objects, parse_manifest
+from storage.receipts import Receipt
 from storage.remote.cache import STORES, Cache
 from storage.remote.digests import digests_from_bytes, sharded_files
 from storage.remote.location import RemoteError
 from storage.remote.transport import Cancelled, Transport
-from storage.shards import chunks_per_shard
+from storage.shards import chunks_per_shard, held_chunks
 from storage.store import MANIFEST, ROOT_METADATA, LabelStore
 from storage.threads import for_each
 
 MOST_MANIFEST = 1 << 30
 MOST_METADATA = 64 << 20
+MOST_CARD = 16 << 20
 EXIT_WAIT = 5.0
 
 
@@ -95,11 +102,16 @@ class RemoteStore(LabelStore):
         return store
 
     @property
+    def place(self) -> str:
+        """The store's address."""
+        return self.transport.url
+
+    @property
     def is_sealed(self) -> bool:
         """Only sealed stores are read from elsewhere."""
         return True
 
-    def missing_blocks(self) -> list[int]:
+    def missing_blocks(self, written: Mapping[int, Receipt] | None = None) -> list[int]:
         """None: the manifest names the files of every block."""
         return []
 
@@ -109,7 +121,22 @@ class RemoteStore(LabelStore):
         Raises:
             StoreError: always.
         """
-        raise StoreError(f"{self.transport.url} can't be written: pull it, then write the copy")
+        raise self._read_only()
+
+    def write_constants(self, path: str, constants: Any = None, files: Any = None) -> None:
+        """Refused, as `write_block`."""
+        raise self._read_only()
+
+    def put_added(self, block: int, data: AddedBlock, device: str) -> None:
+        """Refused, as `write_block`."""
+        raise self._read_only()
+
+    def missing_constants(self) -> list[str]:
+        """None: the manifest names them all."""
+        return []
+
+    def _read_only(self) -> StoreError:
+        return StoreError(f"{self.transport.url} can't be written: pull it, then write the copy")
 
     def write_local(self, data_folder: Path | str | None, run: Any = None) -> None:
         """Nothing is noted about a store that lies elsewhere."""
@@ -134,6 +161,25 @@ class RemoteStore(LabelStore):
                 self._fetch(wanted)
                 return super().read_arrays(paths, rows, views)
 
+    def read_rows(
+        self, paths: Sequence[str], rows: npt.NDArray[np.int64], views: slice
+    ) -> list[Array]:
+        """Some rows of arrays with views, fetched first where they aren't in the cache."""
+        wanted = [item for path in paths for item in self._needed_rows(path, rows, views)]
+        with self.cache.pinned([name for name, _, _ in wanted]):
+            self._fetch(wanted)
+            return super().read_rows(paths, rows, views)
+
+    def fetch_files(self, names: Sequence[str]) -> None:
+        """Fetch whole files into the cache; they stay there at least until the next are fetched.
+
+        Files that the manifest doesn't name are left to the reader to miss.
+        """
+        known = [name for name in names if name in self.manifest.objects]
+        with self.cache.pinned(known):
+            for_each(known, lambda name: self.cache.need_whole(name, *self.manifest.objects[name]))
+            self.cache.evict()
+
     def prefetch(self, first: int, count: int, teacher: str | None = None) -> None:
         """Fetch the files of a plane in the background; `read_plane` waits for what is under way.
 
@@ -155,15 +201,14 @@ class RemoteStore(LabelStore):
 
     def files_of_views(self, first: int, last: int) -> list[str]:
         """All files but those that hold only views outside `first` to `last - 1`, sorted."""
-        views = self.spec.segment_views
-        wanted = range(first // views, -(-last // views))
         others = {
             name
-            for layout in self._layouts.values()
+            for layout in self.layouts.values()
             if layout.shard is not None
+            for wanted in [layout.segments_of(first, last)]
             for block in range(self.blocks)
             for name in layout.object_paths(
-                block, (s for s in range(self.spec.num_segments) if s not in wanted)
+                block, (s for s in range(layout.num_segments) if s not in wanted)
             )
         }
         return sorted(set(self.manifest.objects) - others)
@@ -173,10 +218,20 @@ class RemoteStore(LabelStore):
 
         The cache must hold it all; use `pull` for a lasting copy.
         """
-        names = list(self.manifest.objects)
-        with self.cache.pinned(names):
-            for_each(names, lambda name: self.cache.need_whole(name, *self.manifest.objects[name]))
+        self.fetch_files(list(self.manifest.objects))
         return self.path
+
+    def fetch_card(self, folder: Path) -> None:
+        """Put what is said about the store (card, signature) into a folder, as far as it is there.
+
+        It is under no checksum; a signature is compared with the manifest by whoever reads it.
+        """
+        for name in CARD:
+            data = self.transport.get(name, MOST_CARD)
+            if data is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                write_atomic(folder / name, data)
 
     def close(self) -> None:
         """Stop fetching ahead."""
@@ -186,25 +241,27 @@ class RemoteStore(LabelStore):
 
     def _plane_arrays(self, teacher: str | None) -> list[str]:
         parts = (f"labels/{teacher}/",) if teacher else ()
-        return [p for p in self._layouts if p.startswith(("views/", *parts))]
+        return [p for p in self.layouts if p.startswith(("views/", *parts))]
 
     def _needed(
         self, path: str, rows: slice, views: slice | None
     ) -> list[tuple[str, list[int], int]]:
         """Files of a part of an array, which of their inner chunks, and how many they hold."""
-        layout = self._layouts[path]
+        layout = self.layouts[path]
         if layout.shard is None:
             return [(name, [0], 1) for _, name in self._files_of(path, rows, None)]
-        per_file, planes = chunks_per_shard(layout), -(-layout.shape[1] // layout.chunk[1])
-        first, last, _ = (views or slice(None)).indices(layout.shape[1])
-        touched = range(first // layout.chunk[1], -(-last // layout.chunk[1]))
-        found = []
-        for block in sorted({block for block, _ in self._files_of(path, rows, views)}):
-            for segment in sorted({plane // per_file for plane in touched}):
-                chunks = [p % per_file for p in touched if p // per_file == segment]
-                held = min(per_file, planes - segment * per_file)
-                found.append((layout.object_paths(block, [segment])[0], chunks, held))
-        return found
+        first, last, _ = rows.indices(layout.shape[0])
+        return self._needed_rows(path, np.arange(first, last), views or slice(None))
+
+    def _needed_rows(
+        self, path: str, rows: npt.NDArray[np.int64], views: slice
+    ) -> list[tuple[str, list[int], int]]:
+        """`_needed` for rows in any order of an array with views."""
+        layout = self.layouts[path]
+        return [
+            (name, [chunk.number for chunk in chunks], held_chunks(layout, chunks[0]))
+            for name, chunks in row_sources(layout, rows, views).items()
+        ]
 
     def _fetch(self, wanted: Sequence[tuple[str, list[int], int]]) -> None:
         def need(item: tuple[str, list[int], int]) -> None:

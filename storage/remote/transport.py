@@ -40,6 +40,10 @@ class RangesIgnored(RemoteError):
     """The server answers a range request with the whole file."""
 
 
+class LostFile(RemoteError):
+    """A file that the manifest names is not there."""
+
+
 class Cancelled(Exception):
     """`Transport.cancel` was called: nobody waits for these bytes any more."""
 
@@ -224,8 +228,8 @@ class Transport:
             raise Cancelled
         return failures
 
-    def _absent(self, name: str) -> RemoteError:
-        return RemoteError(
+    def _absent(self, name: str) -> LostFile:
+        return LostFile(
             f"{self._at(name)} is not there, but the store's manifest names it: the store was "
             "changed or only partly copied; ask its publisher"
         )

@@ -1,4 +1,4 @@
-"""Writes tests/golden/format<version>[_<codec>] and what they must decode to; run once a format.
+"""Writes tests/golden/format<version>[_<codecs>] and what they must decode to; run once a format.
 
     python tests/golden/write_golden.py tests/golden
 
@@ -8,6 +8,7 @@ made without `storage`'s reader and decoder: plain numpy on the made-up teacher'
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from box_numbers import plain_number
 from store_helpers import (
     fill_store,
     image_digest,
@@ -26,6 +28,7 @@ from store_helpers import (
     make_teacher,
 )
 
+from storage.box_codec import BOX_NUMBERS
 from storage.dictionary import DictionaryCodec
 from storage.format import FORMAT_VERSION, StoreSpec
 from storage.manifest import seal
@@ -109,6 +112,18 @@ def image_values() -> dict[str, object]:
     }
 
 
+def crop_numbers(spec: StoreSpec) -> list[list[int]]:
+    """Boxes and flips as numbers; 0 where masked."""
+    numbers = []
+    for row in range(NUM_IMAGES):
+        height, width = image_size(row)
+        drawn = spec.sampler.draw(spec.seed, image_digest(row), height, width, 0, NUM_VIEWS)
+        views = zip(drawn.box.tolist(), drawn.flip.tolist(), strict=True)
+        one = [plain_number(height, width, box, flip) for box, flip in views]
+        numbers.append([0] * NUM_VIEWS if row == MASKED else one)
+    return numbers
+
+
 def main(folder: Path) -> None:
     """Write the stores of the current format, where there are none, and their expected values."""
     name = f"format{FORMAT_VERSION}"
@@ -117,6 +132,8 @@ def main(folder: Path) -> None:
     teacher = make_teacher(codec=DICTIONARY)
     spec = make_spec(num_images=NUM_IMAGES, num_views=NUM_VIEWS, teachers=[teacher])
     write(folder / f"{name}_dictionary", spec, dictionary_values())
+    spec = dataclasses.replace(spec, view_codec=BOX_NUMBERS)
+    write(folder / f"{name}_boxes", spec, {**dictionary_values(), "crop": crop_numbers(spec)})
 
 
 def write(path: Path, spec: StoreSpec, values: dict[str, object]) -> None:
