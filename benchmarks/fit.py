@@ -43,6 +43,7 @@ def main(labels: Path, data: str | None, student: str, batch_size: int, views_pe
         open_images,
         open_labels,
     )
+    from trainer.learner import Learner
     from trainer.loop import train_steps
     from trainer.models.device import resolve_device
     from trainer.plan import images_per_step, plan_epoch
@@ -58,12 +59,13 @@ def main(labels: Path, data: str | None, student: str, batch_size: int, views_pe
     torch.manual_seed(0)
     network = models.create(config.student.arch, config.student.num_classes)
     network = network.to(where, memory_format=torch.channels_last)
-    method = methods.create(config)
-    optimizer = optim.create(config.optim, network, method)
+    learner = Learner(network, methods.create(config))
+    optimizer = optim.create(config.optim, learner)
     step_images = images_per_step(batch_size, views_per_image, images)
     source = BatchSource(joined, config.student, config.labels, where)
     loader = create_loader("ffcv", beton, size=config.student.input_size, views=views_per_image,
                            interpolation=joined.interpolation, padding=joined.padding,
+                           augment=joined.augment,
                            batch_images=step_images, workers=threads)  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     size, classes = config.student.input_size, config.student.num_classes
@@ -85,8 +87,8 @@ def main(labels: Path, data: str | None, student: str, batch_size: int, views_pe
             float(loss)  # both sides wait for the device alike
 
         started = time.perf_counter()
-        train_steps(network, method, optimizer, batches, lr_of_step=lambda _step: 1e-4,
-                    first_step=0, autocast_dtype=None, on_step=count)  # fmt: skip
+        train_steps(learner, optimizer, batches, lr_of_step=lambda _step: 1e-4, first_step=0,
+                    on_step=count)  # fmt: skip
         return seen[0] / (time.perf_counter() - started)
 
     def replayed(epoch: int, count: int):

@@ -1,16 +1,14 @@
 """`trainer fit`: learns, repeats itself, resumes to the bit, joins by content."""
 
 import dataclasses
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_folder
 from safetensors.torch import load_file
-from training import make_store, request
+from training import make_store, request, stopped_after
 
 from storage import LabelStore
 from storage.codecs import TopKLabels
@@ -116,21 +114,8 @@ def test_two_equal_runs_are_equal_to_the_bit(world, tmp_path):
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits(world, tmp_path, monkeypatch, stop_after):
     whole = fit(request(tmp_path / "whole", labels=world / "store.zarr"))
 
-    from trainer import recorder
-
-    taken = {"steps": 0}
-    write = recorder.StepRecorder.on_step
-
-    def stop_later(self, step, loss, num_crops):
-        taken["steps"] += 1
-        if taken["steps"] == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        write(self, step, loss, num_crops)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recorder.StepRecorder, "on_step", stop_later)
-        with pytest.raises(TrainingError, match="run the same command again"):
-            fit(request(tmp_path / "parts", labels=world / "store.zarr"))
+    with stopped_after(stop_after, monkeypatch):
+        fit(request(tmp_path / "parts", labels=world / "store.zarr"))
     resumed = fit(request(tmp_path / "parts", labels=world / "store.zarr"))
     assert_equal_weights(whole, resumed)
     steps = [

@@ -11,6 +11,7 @@ from storage.dictionary import DictionaryCodec
 from storage.errors import UsageError
 from storage.label_arrays import to_arrays
 from storage.lists import mean_tails
+from trainer.batch import TopKTarget
 from trainer.config import LABEL_TYPES, LabelConfig
 from trainer.labels import as_label_type, decode_topk
 from trainer.losses import soft_cross_entropy_topk
@@ -94,9 +95,8 @@ def test_the_loss_with_mean_tails_equals_the_dense_formula(seed, temperature):
     means = MeanTails(tails.index, tails.share, codec.spread_weight, codec.top_k)
     even, listed, extra = means.spread(np.arange(3), 5, index, tail)
     np.testing.assert_allclose(probs.sum(-1) + even + extra.sum(-1), 1, atol=2e-6)
-    ours = soft_cross_entropy_topk(
-        torch.from_numpy(logits), index, probs, even, temperature, listed, extra
-    )
+    label = TopKTarget(index, probs, even, listed, extra)
+    ours = soft_cross_entropy_topk(torch.from_numpy(logits), label, temperature)
     assert float(ours) == pytest.approx(expected, rel=2e-5, abs=1e-5)  # float32 sums
 
 

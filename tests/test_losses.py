@@ -1,6 +1,5 @@
 """Losses against the dense formula in float64, and properties any cross-entropy has."""
 
-import itertools
 import math
 
 import numpy as np
@@ -9,9 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.batch import TopKTarget
 from trainer.labels import as_label_type
-from trainer.losses import cross_entropy, soft_cross_entropy_topk
-from trainer.schedule import lr_at
+from trainer.losses import (
+    cross_entropy,
+    dense_probs,
+    smoothed_cross_entropy_rows,
+    soft_cross_entropy_rows,
+    soft_cross_entropy_topk,
+)
 
 
 def dense_soft_cross_entropy(logits, label, temperature):
@@ -47,13 +52,8 @@ def test_sparse_loss_equals_the_dense_formula(seed, classes, k, temperature):
     if k == classes:
         tail = np.zeros_like(tail)
     logits = rng.normal(0, 4, (5, classes))
-    ours = soft_cross_entropy_topk(
-        torch.tensor(logits),
-        torch.tensor(index),
-        torch.tensor(kept),
-        torch.tensor(tail),
-        temperature,
-    )
+    label = TopKTarget(torch.tensor(index), torch.tensor(kept), torch.tensor(tail))
+    ours = soft_cross_entropy_topk(torch.tensor(logits), label, temperature)
     expected = dense_soft_cross_entropy(logits, dense, temperature)
     assert float(ours) == pytest.approx(expected, rel=2e-5, abs=1e-5)  # float32 sums
 
@@ -61,20 +61,19 @@ def test_sparse_loss_equals_the_dense_formula(seed, classes, k, temperature):
 def test_soft_loss_is_smallest_where_the_student_agrees():
     rng = np.random.default_rng([7, 1])
     index, kept, tail, dense = random_label(rng, 8, 20, 5)
-    label = [torch.tensor(value) for value in (index, kept, tail)]
+    label = TopKTarget(*(torch.tensor(value) for value in (index, kept, tail)))
     agree = torch.tensor(np.log(dense), requires_grad=True)
-    loss = soft_cross_entropy_topk(agree, *label)
+    loss = soft_cross_entropy_topk(agree, label)
     loss.backward()
     assert agree.grad.abs().max() < 1e-6
-    other = soft_cross_entropy_topk(torch.tensor(rng.normal(size=(8, 20))), *label)
+    other = soft_cross_entropy_topk(torch.tensor(rng.normal(size=(8, 20))), label)
     assert other > loss
 
 
 def test_huge_logits_stay_finite():
     logits = torch.tensor([[1e4, -1e4, 0.0]])
-    loss = soft_cross_entropy_topk(
-        logits, torch.tensor([[1]]), torch.tensor([[0.9]]), torch.tensor([0.1])
-    )
+    label = TopKTarget(torch.tensor([[1]]), torch.tensor([[0.9]]), torch.tensor([0.1]))
+    loss = soft_cross_entropy_topk(logits, label)
     assert math.isfinite(float(loss))
 
 
@@ -100,10 +99,40 @@ def test_label_types_are_fkds_reconstructions():
     assert kept("hard") == ([4], [1.0], 0.0)
 
 
-def test_learning_rate_warms_up_then_falls_to_zero():
-    rates = [lr_at(s, peak=0.4, total_steps=100, warmup_steps=10) for s in range(101)]
-    assert rates[0] == pytest.approx(0.04)
-    assert rates[9] == rates[10] == pytest.approx(0.4)
-    assert rates[55] == pytest.approx(0.2)
-    assert rates[100] == pytest.approx(0.0)
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+def test_a_label_written_out_is_the_one_it_stands_for():
+    rng = np.random.default_rng([7, 2])
+    index, kept, tail, dense = random_label(rng, 6, 30, 4)
+    label = TopKTarget(torch.tensor(index), torch.tensor(kept), torch.tensor(tail))
+    np.testing.assert_allclose(dense_probs(label, 30).numpy(), dense, atol=1e-6)
+    moved = label.take(torch.tensor([5, 4, 3, 2, 1, 0]))
+    np.testing.assert_allclose(dense_probs(moved, 30).numpy(), dense[::-1], atol=1e-6)
+
+
+def test_rows_of_a_mean_tail_equal_the_dense_formula():
+    rng = np.random.default_rng([7, 3])
+    index, kept, tail, dense = random_label(rng, 5, 20, 3)
+    extra_index = np.array([[c for c in range(20) if c not in row][:2] for row in index])
+    extra = tail[:, None] * np.array([0.3, 0.2])
+    even = tail - extra.sum(-1)
+    dense = np.repeat((even / 17)[:, None], 20, 1)
+    np.put_along_axis(dense, index, kept, -1)
+    for row in range(5):
+        dense[row, extra_index[row]] += extra[row]
+    label = TopKTarget(*map(torch.tensor, (index, kept, even, extra_index, extra)))
+    logits = rng.normal(0, 3, (5, 20))
+    found = soft_cross_entropy_rows(torch.tensor(logits), label, 2.0)
+    for row in range(5):
+        expected = dense_soft_cross_entropy(logits[row : row + 1], dense[row : row + 1], 2.0)
+        assert float(found[row]) == pytest.approx(expected, rel=2e-5)
+    np.testing.assert_allclose(dense_probs(label, 20).numpy(), dense, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
+def test_smoothed_loss_is_torchs_with_its_own_split_of_epsilon(epsilon):
+    rng = np.random.default_rng([7, 4])
+    logits, target = rng.normal(0, 3, (6, 10)), rng.integers(0, 10, 6)
+    dense = np.full((6, 10), epsilon / 9)
+    dense[np.arange(6), target] = 1 - epsilon
+    found = smoothed_cross_entropy_rows(torch.tensor(logits), torch.tensor(target), epsilon)
+    expected = dense_soft_cross_entropy(logits, dense, 1.0)
+    assert float(found.mean()) == pytest.approx(expected, rel=1e-5)

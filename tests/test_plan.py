@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import UsageError
-from trainer.plan import images_per_step, num_planes, plan_epoch, steps_per_epoch
+from trainer.plan import images_per_step, num_planes, plan_epoch, plan_run, steps_per_epoch
 
 SIZES = {
     "num_images": st.integers(1, 200),
@@ -67,3 +67,31 @@ def test_batch_size_counts_crops():
 def test_order_is_int64():
     plan = plan_epoch(0, 0, num_images=4, stored_views=4, views_per_image=2)
     assert plan.order.dtype == np.int64
+
+
+def test_fkds_counting_ends_in_single_view_epochs_as_published():
+    """300 epochs with 4 views: 74 passes with 4 views of 5,004 steps, then 4 with one view."""
+    passes = plan_run(1_281_167, 1024, 4, 300, "views")
+    assert [p.views for p in passes] == [4] * 74 + [1] * 4
+    assert [p.lr_epoch for p in passes] == [*range(0, 296, 4), 296, 297, 298, 299]
+    assert passes[0].steps == 1_281_167 // 256
+    assert passes[-1].steps == 1_281_167 // 1024
+
+
+@given(
+    num_images=st.integers(1, 500), views=st.integers(1, 6), images=st.integers(1, 40),
+    epochs=st.integers(1, 30), counting=st.sampled_from(["passes", "views"]),
+)  # fmt: skip
+def test_passes_follow_each_other_and_count_every_epoch_once(
+    num_images, views, images, epochs, counting
+):
+    passes = plan_run(num_images, images * views, views, epochs, counting)
+    ends = [p.first_step + p.steps for p in passes]
+    assert [p.first_step for p in passes] == [0, *ends[:-1]]
+    assert [p.number for p in passes] == list(range(len(passes)))
+    if counting == "passes":
+        assert len(passes) == epochs
+        assert {(p.views, p.lr_epoch) for p in passes} == {(views, None)}
+    else:
+        counted = [e for p in passes for e in range(p.lr_epoch, p.lr_epoch + p.views)]
+        assert counted == list(range(epochs))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from labelgen import generate, load_teacher, resolve
-from trainer import models
+from storage.errors import TrainingError
+from trainer import models, recorder
 from trainer.checkpoint import save_student
 from trainer.config import StudentConfig
 from trainer.request import FitRequest
@@ -57,3 +63,20 @@ def request(out: Path, **changes: object) -> FitRequest:
         "workers": 0,
     }
     return FitRequest(**(settings | changes))
+
+
+@contextmanager
+def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run inside gets SIGTERM after this many steps, and has to end with its own error."""
+    taken, write = [0], recorder.StepRecorder.on_step
+
+    def stop_later(self: recorder.StepRecorder, *arguments: object) -> None:
+        taken[0] += 1
+        if taken[0] == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.StepRecorder, "on_step", stop_later)
+        with pytest.raises(TrainingError, match="run the same command again"):
+            yield

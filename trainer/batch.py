@@ -17,6 +17,11 @@ class TopKTarget:
     extra_index: Tensor | None = None  # int64 [B, S], classes of the image's mean tail
     extra: Tensor | None = None  # float32 [B, S], what they have beside
 
+    def take(self, rows: Tensor) -> TopKTarget:
+        """Labels of other crops: row i is that of crop rows[i]."""
+        parts = (self.index, self.probs, self.tail, self.extra_index, self.extra)
+        return TopKTarget(*(None if part is None else part[rows] for part in parts))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,3 +30,4 @@ class Batch:
     images: Tensor  # float32 [B, 3, S, S], channels_last
     target: Tensor  # int64 [B], -1 where an image has no class
     labels: TopKTarget | None
+    features: Tensor | None = None  # float32 [B, r] of the teacher, in the store's space

@@ -15,11 +15,10 @@ from storage.cli_common import (
     resolve_data,
     run_cli,
     sampler_from_options,
-    seed_option,
     view_options,
     workers_option,
 )
-from trainer.config import LABEL_TAILS, LABEL_TYPES, METHODS, OPTIMIZERS, PRECISIONS
+from trainer.config import LABEL_TAILS, LABEL_TYPES, METHODS, OPTIMIZERS, PRECISIONS, TRACKERS
 
 FILE = click.Path(path_type=Path)
 
@@ -76,6 +75,7 @@ def _pack_text(report) -> str:
     "--method", type=click.Choice(METHODS), help="[default: fkd with --labels, else supervised]"
 )
 @click.option("--student", help="r18, tv:NAME, timm:NAME, resnet20 ... [default: by image size]")
+@click.option("--init", type=click.Path(), help="Safetensors that the student begins from.")
 @click.option("--teacher", help="Which labels of a store with several.")
 @click.option("--size", type=int, help="Side of the student's crops [default: the teacher's].")
 @click.option(
@@ -89,9 +89,7 @@ def _pack_text(report) -> str:
 @click.option(
     "--label-type",
     type=click.Choice(LABEL_TYPES),
-    default=LABEL_TYPES[0],
-    show_default=True,
-    help="How stored labels are read.",
+    help=f"How stored labels are read [default: {LABEL_TYPES[0]}].",
 )
 @click.option(
     "--label-k", type=click.IntRange(1), help="Classes to keep of the stored ones [default: all]."
@@ -99,15 +97,11 @@ def _pack_text(report) -> str:
 @click.option(
     "--label-tail",
     type=click.Choice(LABEL_TAILS),
-    default=LABEL_TAILS[0],
-    show_default=True,
     help="Mass beyond the kept classes: as the image's mean tail lies, where the store has one and "
-    "no kept class is left out; or evenly, as FKD.",
+    f"no kept class is left out; or evenly, as FKD [default: {LABEL_TAILS[0]}].",
 )
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="Of the student's softmax."
-)
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True)
+@click.option("--temperature", type=float, help="Of the student's softmax [default: 1].")
+@click.option("--optimizer", help=f"{', '.join(OPTIMIZERS)} or timm:NAME [default: sgd].")
 @click.option(
     "--lr",
     type=float,
@@ -115,6 +109,14 @@ def _pack_text(report) -> str:
 )
 @click.option("--weight-decay", type=float, help="[default: 1e-4; adamw 0.05]")
 @click.option("--warmup-epochs", type=float, help="[default: 1/60 of the epochs]")
+@click.option("--recipe", help="Recipe of the package, or a .toml file; flags go over it.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any setting of a recipe, as loop.ema_decay=0.999; goes over the recipe.",
+)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="[default: bf16 on cuda, else fp32]"
 )
@@ -125,9 +127,15 @@ def _pack_text(report) -> str:
     show_default=True,
     help="torch: plain DataLoader, same pixels, slower.",
 )
+@click.option(
+    "--log",
+    type=click.Choice(TRACKERS),
+    multiple=True,
+    help="Log there as well as to metrics.jsonl; may be given twice.",
+)
 @device_option
 @workers_option
-@seed_option
+@click.option("--seed", type=click.IntRange(0), help="Of every random draw [default: 0].")
 @overwrite_option
 @json_option
 def fit(
@@ -136,26 +144,33 @@ def fit(
     scale: tuple[float, float],
     padding: int,
     flip: bool,
+    ratio: tuple[float, float],
+    crop_ratio: float,
     workers: int | None,
     as_json: bool,
+    assignments: tuple[str, ...],
+    seed: int | None,
     **options: object,
 ) -> None:
     """Train a student. The same command again resumes a stopped run.
 
-    --views, --scale, --padding and --flip say how crops are drawn without --labels; with labels
-    the stored crops are replayed.
+    --views and --scale to --flip say how crops are drawn without --labels; with labels the stored
+    crops are replayed.
     """
     import os
 
     from trainer.request import FitRequest
     from trainer.run import fit as run_fit
+    from trainer.settings import parse_assignments
 
-    sampler = sampler_from_options(views, scale, padding, flip)
+    sampler = sampler_from_options(views, scale, padding, flip, ratio, crop_ratio)
     request = FitRequest(
-        labels=labels, sampler=sampler, workers=workers or os.cpu_count() or 1, **options
-    )
+        labels=labels, sampler=sampler, workers=workers or os.cpu_count() or 1, seed=seed,
+        settings=parse_assignments(assignments), **options,
+    )  # fmt: skip
     result = run_fit(request)
-    print_result(result.to_json(), as_json, _fit_text(result))
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one reports
+        print_result(result.to_json(), as_json, _fit_text(result))
 
 
 def _fit_text(result) -> str:
@@ -174,7 +189,7 @@ def _fit_text(result) -> str:
     if result.evaluation is not None:
         rows.append(("validation", _evaluation_text(result.evaluation)))
     rows += [("note", note) for note in result.notes]
-    rows.append(("files", f"{result.out}/student.safetensors, metrics.jsonl, curves.png"))
+    rows.append(("files", f"{result.out}/student.safetensors, metrics.jsonl, report.html"))
     return format_table("done", rows)
 
 
@@ -184,6 +199,17 @@ def _evaluation_text(evaluation) -> str:
         f"loss {evaluation.loss:.4f} on {evaluation.num_images} images"
     )
     return text + (f" ({evaluation.masked} unreadable, left out)" if evaluation.masked else "")
+
+
+@cli.command()
+@click.argument("run", type=FILE)
+@json_option
+def report(run: Path, as_json: bool) -> None:
+    """Make a run folder's report.html again, from its files alone; a run in progress has one."""
+    from trainer.report_page import write_report
+
+    path = write_report(run)
+    print_result({"report": str(path)}, as_json, str(path))
 
 
 @cli.command()
@@ -222,3 +248,7 @@ def evaluate(checkpoint: Path, val: Path, batch_size: int, device: str, workers:
 def main() -> None:
     """Entry point."""
     run_cli(cli, "trainer")
+
+
+if __name__ == "__main__":
+    main()

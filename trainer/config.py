@@ -7,10 +7,18 @@ from typing import Any
 
 from storage.errors import UsageError
 
-METHODS = ("fkd", "supervised")
-OPTIMIZERS = ("sgd", "adamw")
+METHODS = ("fkd", "ferkd", "kdep", "meal", "supervised")
+LABEL_METHODS = ("fkd", "ferkd", "meal")  # learn from top-k labels; kdep from features
+KDEP_ALIGNMENTS = ("svd", "linear")
+KDEP_SCALINGS = ("pts", "none")
+OPTIMIZERS = ("sgd", "adamw")  # or timm:NAME
+SCHEDULES = ("cosine", "step", "linear", "constant")
 PRECISIONS = ("fp32", "bf16")
+EPOCH_COUNTINGS = ("passes", "views")
+MIX_KINDS = ("none", "mixup", "cutmix", "both")
+MIX_PARTNERS = ("batch", "image")
 LABEL_TAILS = ("mean", "even")
+TRACKERS = ("tensorboard", "wandb")  # trainer.trackers
 LABEL_TYPES = ("marginal_smoothing", "marginal_renorm", "smoothing", "hard")
 
 
@@ -21,44 +29,210 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimiser and learning-rate schedule (linear warm-up, cosine to zero)."""
+    """Optimiser: `sgd`, `adamw`, or `timm:NAME` for any of timm's.
+
+    decay_vectors: whether biases and the scales of norms decay, too.
+    """
 
     name: str = "sgd"
     lr: float = 0.1  # peak
-    momentum: float = 0.9  # sgd only
+    momentum: float = 0.9  # not read by adamw
     nesterov: bool = True  # sgd only
     weight_decay: float = 1e-4
-    warmup_epochs: float = 0.0
+    decay_vectors: bool = True
 
     def __post_init__(self) -> None:
         _require(
-            self.name in OPTIMIZERS,
-            f"--optimizer is {self.name!r}; expected one of {', '.join(OPTIMIZERS)}",
+            self.name in OPTIMIZERS or self.name.startswith("timm:"),
+            f"--optimizer is {self.name!r}; expected {', '.join(OPTIMIZERS)} or timm:NAME",
         )
         _require(self.lr > 0, f"--lr is {self.lr}; expected a positive number")
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}; expected >= 0")
+        _require(
+            0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; expected 0 <= momentum < 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over a run: a linear warm-up, then one of SCHEDULES.
+
+    warmup_epochs: epochs until the peak, from `warmup_lr` on.
+    step_epochs, gamma: of `step`: times gamma after each of these many epochs, or, where
+        `milestones` are given, after each of those epochs.
+    final_lr: where `cosine` and `linear` end.
+    """
+
+    kind: str = "cosine"
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 0.0
+    step_epochs: float = 30.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in SCHEDULES,
+            f"schedule.kind is {self.kind!r}; expected one of {', '.join(SCHEDULES)}",
+        )
         _require(self.warmup_epochs >= 0, f"--warmup-epochs is {self.warmup_epochs}; expected >= 0")
+        for name in ("warmup_lr", "final_lr"):
+            value = getattr(self, name)
+            _require(value >= 0, f"schedule.{name} is {value}; expected >= 0")
+        _require(
+            self.step_epochs > 0,
+            f"schedule.step_epochs is {self.step_epochs}; expected a positive number of epochs",
+        )
+        _require(0 < self.gamma <= 1, f"schedule.gamma is {self.gamma}; expected 0 < gamma <= 1")
+        _require(
+            list(self.milestones) == sorted(set(self.milestones)),
+            f"schedule.milestones are {list(self.milestones)}; expected rising epochs",
+        )
 
 
-def default_optim(name: str, batch_size: int, epochs: int) -> OptimConfig:
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How a step is taken.
+
+    accumulate: pieces a batch is cut into, whose gradients are added before the step.
+    clip_norm: largest norm of all gradients together; None clips nothing.
+    ema_decay: of a moving average of the student's weights, evaluated beside it; None keeps none.
+    compile: torch.compile the student (its first steps are slow).
+    """
+
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.accumulate >= 1, f"loop.accumulate is {self.accumulate}; expected >= 1")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"loop.clip_norm is {self.clip_norm}; expected a positive number",
+        )
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"loop.ema_decay is {self.ema_decay}; expected a number between 0 and 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Mixup and CutMix of crops and their stored labels (trainer.mix); the numbers are FKD's.
+
+    kind: `both` chooses CutMix with `switch_prob`, else Mixup, once a batch.
+    partner: any crop of the `batch`, or another of the same `image` (FerKD's SelfMix).
+    """
+
+    kind: str = "none"
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    partner: str = "batch"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in MIX_KINDS,
+            f"mix.kind is {self.kind!r}; expected one of {', '.join(MIX_KINDS)}",
+        )
+        _require(
+            self.partner in MIX_PARTNERS,
+            f"mix.partner is {self.partner!r}; expected one of {', '.join(MIX_PARTNERS)}",
+        )
+        for name in ("prob", "switch_prob"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"mix.{name} is {value}; expected 0 to 1")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            _require(value > 0, f"mix.{name} is {value}; expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FerkdConfig:
+    """FerKD's adaptation of labels by s, the largest probability of the stored label.
+
+    A crop with s < low or s > top is left out; one with low <= s < middle is asked for its image's
+    own class with 1 - epsilon; all others for the stored label. The published thresholds are not
+    in its repository: the defaults leave nothing out and change nothing.
+    """
+
+    low: float = 0.0
+    middle: float = 0.0
+    top: float = 1.0
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.low <= self.middle <= self.top <= 1,
+            f"ferkd.low, middle and top are {self.low}, {self.middle} and {self.top}; expected "
+            "0 <= low <= middle <= top <= 1",
+        )
+        _require(0 <= self.epsilon < 1, f"ferkd.epsilon is {self.epsilon}; expected 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MealConfig:
+    """Fast MEAL V2: whether the discriminator takes part, and its weight."""
+
+    discriminator: bool = True
+    discriminator_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.discriminator_weight >= 0,
+            f"meal.discriminator_weight is {self.discriminator_weight}; expected >= 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KdepConfig:
+    """KDEP's loss on features.
+
+    target: which features of a store with several.
+    loss_weight: 3 (teacher MS-R50) or 20 (SP-R50) as published.
+    alignment: `svd`, the first components of the store's projection as they are; `linear`, a
+        learnt map from the student's feature to all of them (the paper's parametric baseline).
+    scaling: `pts`, power temperature scaling with `temperature` T and `power` n; `none`.
+    """
+
+    target: str | None = None
+    loss_weight: float = 3.0
+    alignment: str = "svd"
+    scaling: str = "pts"
+    temperature: float = 0.1
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("alignment", KDEP_ALIGNMENTS), ("scaling", KDEP_SCALINGS)):
+            value = getattr(self, name)
+            _require(
+                value in known, f"kdep.{name} is {value!r}; expected one of {', '.join(known)}"
+            )
+        for name in ("loss_weight", "temperature", "power"):
+            value = getattr(self, name)
+            _require(value > 0, f"kdep.{name} is {value}; expected a positive number")
+
+
+def default_optim(name: str, batch_size: int) -> OptimConfig:
     """Published settings scaled to the batch.
 
     SGD: 0.1 per 512 crops, Nesterov, weight decay 1e-4 (FKD's best ResNet setting, that of
-    ReLabel). AdamW: 0.002 per 1024 crops, weight decay 0.05 (FKD's ViT setting). Warm-up: 5 of
-    300 epochs in both; the same share here.
+    ReLabel). AdamW: 0.002 per 1024 crops, weight decay 0.05 on matrices only (FKD's ViT setting).
     """
-    warmup_epochs = epochs / 60
-    if name == "adamw":
-        lr = 0.002 * batch_size / 1024
-        return OptimConfig(name=name, lr=lr, weight_decay=0.05, warmup_epochs=warmup_epochs)
-    return OptimConfig(name=name, lr=0.1 * batch_size / 512, warmup_epochs=warmup_epochs)
+    if name == "sgd":
+        return OptimConfig(name=name, lr=0.1 * batch_size / 512)
+    lr = 0.002 * batch_size / 1024
+    return OptimConfig(name=name, lr=lr, weight_decay=0.05, decay_vectors=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
     """How stored top-k labels are read (FKD's label types are decodings of one store)."""
 
-    teacher: str
+    teacher: str | None = None  # None: the store's only one
     label_type: str = "marginal_smoothing"
     top_k: int | None = None  # None: all that are stored
     temperature: float = 1.0  # of the student's softmax
@@ -119,6 +293,45 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunChoices:
+    """Settings of a run outside any section, as a recipe names them; None: chosen by the data."""
+
+    method: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None  # crops per optimiser step
+    views_per_image: int | None = None
+    epoch_counting: str = "passes"  # or `views`, FKD's: a pass with V views counts V
+    precision: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentChoices:
+    """Section `student`: which network, for crops of which side; None: chosen by the data.
+
+    init: safetensors file that its weights begin from; None: random.
+    """
+
+    arch: str | None = None
+    input_size: int | None = None
+    init: str | None = None
+
+
+# Sections of a recipe, and of a run's config, by name.
+SECTIONS: dict[str, Any] = {
+    "student": StudentChoices,
+    "labels": LabelConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "loop": LoopConfig,
+    "mix": MixConfig,
+    "ferkd": FerkdConfig,
+    "meal": MealConfig,
+    "kdep": KdepConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole training run; two runs with equal configs on equal data are equal."""
 
@@ -126,11 +339,19 @@ class TrainConfig:
     student: StudentConfig
     labels: LabelConfig | None
     optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    ferkd: FerkdConfig = field(default_factory=FerkdConfig)
+    meal: MealConfig = field(default_factory=MealConfig)
+    kdep: KdepConfig = field(default_factory=KdepConfig)
     epochs: int
     batch_size: int  # crops per optimiser step
     views_per_image: int
+    epoch_counting: str = "passes"
     seed: int = 0
     precision: str = "fp32"
+    init: str | None = None  # SHA-256 of the file that the student's weights begin from
     data_identity: str  # the store's Merkle root, or the beton's fingerprint without a store
 
     def __post_init__(self) -> None:
@@ -142,11 +363,25 @@ class TrainConfig:
             self.precision in PRECISIONS,
             f"--precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}",
         )
+        _require(
+            self.epoch_counting in EPOCH_COUNTINGS,
+            f"epoch_counting is {self.epoch_counting!r}; expected one of "
+            f"{', '.join(EPOCH_COUNTINGS)}",
+        )
         _require(self.epochs >= 1, f"--epochs is {self.epochs}; expected at least 1")
         _require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; expected at least 1")
         _require(
-            self.method != "fkd" or self.labels is not None,
-            "--method fkd learns from a label store: give one with --labels",
+            self.method not in LABEL_METHODS or self.labels is not None,
+            f"--method {self.method} learns from a label store: give one with --labels",
+        )
+        _require(
+            self.mix.kind == "none" or self.labels is not None,
+            f"mix.kind {self.mix.kind} mixes stored labels: give a label store with --labels",
+        )
+        _require(
+            self.mix.partner == "batch" or self.views_per_image > 1,
+            "mix.partner image needs several crops of an image in a batch: give --views-per-image "
+            "2 or more",
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from storage import LabelStore
+from storage.augment import Augment
 from storage.errors import StoreMismatch, TrainingError, UsageError
 from storage.images import ImageStatus
+from storage.targets.features import VALUE
+from storage.targets.record import TargetRecord
 from trainer.batch import Batch, TopKTarget
 from trainer.config import LabelConfig, StudentConfig
+from trainer.distributed import World
 from trainer.labels import as_label_type, decode_topk
 from trainer.mean_tails import MeanTails, read_mean_tails
-from trainer.plan import EpochPlan
+from trainer.plan import EpochPlan, share_of_rank
 from trainer.replay.beton import Beton
+from trainer.targets import TargetPlane, read_target_plane
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,9 @@ class EpochTables:
     """What one epoch replays, indexed by beton row.
 
     Attributes:
-        box: uint16 [R, V, 4]; flip: uint8 [R, V].
+        box: uint16 [R, V, 4]; flip: uint8 [R, V]; draw: int16 [R, V, D], or None where nothing is
+            done to views.
+        features: vectors of the method's target, where it reads one.
         index, code: [R, V, k] and tail: [R, V] stored label codes, or None without a store.
     """
 
@@ -35,6 +42,8 @@ class EpochTables:
     index: npt.NDArray[np.uint16] | None = None
     code: npt.NDArray[np.uint8] | None = None
     tail: npt.NDArray[np.uint8] | None = None
+    draw: npt.NDArray[np.int16] | None = None
+    features: TargetPlane | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class TrainingData:
         code_step: nats per label code, None without labels.
         tail_table: tail mass of each of 256 tail codes, None without labels.
         mean_tails: mean tails of the images, None where the labels have none.
+        augment: what the loader does to every view, by the draws of the tables.
     """
 
     beton: Beton
@@ -64,6 +74,8 @@ class TrainingData:
     code_step: float | None
     tail_table: npt.NDArray[np.float32] | None = None
     mean_tails: MeanTails | None = None
+    augment: Augment | None = None
+    features: TargetRecord | None = None  # the target that the method learns from
     notes: tuple[str, ...] = ()
     # asks a store that lies elsewhere for an epoch's plane ahead of time
     prefetch: Callable[[EpochPlan], None] = lambda _plan: None
@@ -82,11 +94,17 @@ def match_rows(
     return np.array([row_of.get(digest.tobytes(), -1) for digest in digests], dtype=np.int64)
 
 
-def join_store(beton: Beton, store: LabelStore, teacher: str | None) -> TrainingData:
+def join_store(
+    beton: Beton,
+    store: LabelStore,
+    teacher: str | None,
+    features: TargetRecord | None = None,
+) -> TrainingData:
     """Join a beton with a label store by the content of the images.
 
     Args:
         teacher: name of the labels to read, None when the method reads none.
+        features: the target to read; only views that have it are planned over.
     Raises:
         StoreMismatch: no image of the beton is in the store.
     """
@@ -114,10 +132,14 @@ def join_store(beton: Beton, store: LabelStore, teacher: str | None) -> Training
 
     def tables(_epoch: int, plan: EpochPlan) -> EpochTables:
         plane = store.read_plane(plan.first_view, plan.num_views, teacher)
+        draw = None if plane.draw is None else spread(plane.draw)
+        vectors = None
+        if features is not None:
+            vectors = read_target_plane(store, features.path, plan, store_row)
         if teacher is None:
-            return EpochTables(spread(plane.box), spread(plane.flip))
-        return EpochTables(*(spread(a) for a in (plane.box, plane.flip, plane.index, plane.code,
-                                                 plane.tail)))  # fmt: skip
+            return EpochTables(spread(plane.box), spread(plane.flip), draw=draw, features=vectors)
+        labels = (plane.box, plane.flip, plane.index, plane.code, plane.tail)
+        return EpochTables(*(spread(a) for a in labels), draw=draw, features=vectors)
 
     spec = store.spec
     missing = int((~matched).sum())
@@ -135,12 +157,14 @@ def join_store(beton: Beton, store: LabelStore, teacher: str | None) -> Training
         digests=digests,
         target=np.asarray(beton.targets, dtype=np.int64),
         tables=tables,
-        stored_views=spec.num_views,
+        stored_views=spec.num_views if features is None else features.views,
         interpolation=spec.pixel.interpolation,
         padding=spec.pixel.padding,
         code_step=None if teacher is None else spec.teachers[teacher].codec.step,
         tail_table=None if teacher is None else spec.teachers[teacher].codec.tail_table(),
         mean_tails=None if teacher is None else read_mean_tails(store, teacher, spread),
+        augment=spec.augment,
+        features=features,
         notes=notes,
         prefetch=lambda plan: store.prefetch(plan.first_view, plan.num_views, teacher),
     )
@@ -240,13 +264,21 @@ class BatchSource:
         self._tail_table = None if table is None else torch.from_numpy(table).to(self.device)
 
     def epoch(
-        self, loader, epoch: int, plan: EpochPlan, step_images: int, first_step: int = 0
+        self,
+        loader,
+        epoch: int,
+        plan: EpochPlan,
+        step_images: int,
+        first_step: int = 0,
+        world: World = World(),  # noqa: B008 - frozen
     ) -> Iterator[Batch]:
-        """Batches of one epoch from `first_step` on; images left over at the end are dropped."""
+        """This process's batches of one epoch from `first_step` on; images left over at the end
+        are dropped."""
         tables = self.data.tables(epoch, plan)
         whole = len(plan.order) // step_images * step_images
-        rows = self.data.rows[plan.order[first_step * step_images : whole]]
-        for replayed in loader.epoch(rows, tables.box, tables.flip):
+        order = plan.order[first_step * step_images : whole]
+        rows = self.data.rows[share_of_rank(order, step_images, world.rank, world.size)]
+        for replayed in loader.epoch(rows, tables.box, tables.flip, tables.draw):
             self._check_identity(replayed.rows, replayed.digests)
             keep = ~np.asarray(replayed.failed)
             if not keep.all():
@@ -278,7 +310,12 @@ class BatchSource:
             images, rows = images[torch.from_numpy(keep)], rows[keep]
         views = images.shape[1]
         target = torch.from_numpy(np.repeat(self.data.target[rows], views)).to(self.device)
-        return Batch(self._normalise(images.flatten(0, 1)), target, self._labels(rows, tables))
+        features = None
+        if tables.features is not None:
+            features = tables.features.batch(rows, self.device)[VALUE]
+        return Batch(
+            self._normalise(images.flatten(0, 1)), target, self._labels(rows, tables), features
+        )
 
     def _labels(self, rows: npt.NDArray[np.int64], tables: EpochTables) -> TopKTarget | None:
         if tables.index is None or tables.code is None or tables.tail is None:

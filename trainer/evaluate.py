@@ -17,6 +17,7 @@ from storage.errors import BadImage, StoreMismatch, UsageError
 from storage.images import ImageFolder
 from storage.pixels import INTERPOLATIONS, decode_rgb
 from trainer.config import StudentConfig
+from trainer.data import normaliser
 
 CROP_FRACTION = 224 / 256  # shorter side resized to size / fraction, then a centre crop
 NATIVE_SIDE = 64  # below this, images of exactly the student's size are taken whole
@@ -123,9 +124,9 @@ def evaluate(
         batch_size=batch_size,
         num_workers=workers if len(images) > batch_size else 0,
         multiprocessing_context="forkserver" if len(images) > batch_size else None,
+        generator=torch.Generator(),  # or it would draw from the run's random state
     )
-    mean = torch.tensor(student.mean, device=device).view(1, 3, 1, 1) * 255.0
-    std = torch.tensor(student.std, device=device).view(1, 3, 1, 1) * 255.0
+    normalise = normaliser(student, device)
     was_training = model.training
     model.eval()
     sums, count = torch.zeros(3, dtype=torch.float64), 0
@@ -134,8 +135,7 @@ def evaluate(
         if not keep.any():
             continue
         target = target[keep].to(device)
-        inputs = pixels[keep].to(device).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
-        logits = model(inputs).float()
+        logits = model(normalise(pixels[keep])).float()
         rank = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == target.unsqueeze(-1)
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
         sums += torch.stack([rank[:, 0].sum(), rank.any(-1).sum(), loss]).double().cpu()

@@ -9,55 +9,74 @@ from torch import Tensor, nn
 
 from storage.errors import TrainingError
 from trainer.batch import Batch
-from trainer.methods.base import Method
+from trainer.learner import total
 from trainer.optim import set_lr
 
 
 def train_steps(
-    student: nn.Module,
-    method: Method,
+    learner: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     *,
     lr_of_step: Callable[[int], float],
     first_step: int,
-    autocast_dtype: torch.dtype | None,
     on_step: Callable[[int, Tensor, int], None],
+    accumulate: int = 1,
+    clip_norm: float | None = None,
 ) -> int:
-    """One optimiser step a batch.
+    """One optimiser step every `accumulate` batches, with the mean of their gradients.
+
+    The last step of an epoch may have fewer batches, where images failed to decode; each still
+    weighs 1 / accumulate.
 
     Args:
+        learner: trainer.learner.Learner, maybe wrapped for data-parallel training.
         lr_of_step: learning rate of a global step.
         first_step: global number of the first step.
-        autocast_dtype: lower precision of the forward, None for float32.
-        on_step: called after each step with its global number, the summed loss (a tensor on the
+        on_step: called after each step with its global number, the loss (a tensor on the
             device: reading it waits for the device) and the number of crops.
+        clip_norm: largest norm of all gradients together.
     Returns:
         The number of the next step.
     """
-    student.train()
-    method.train()
-    step = first_step
-    for batch in batches:
+    learner.train()
+    step, losses, crops = first_step, [], 0
+
+    def take_step() -> None:
+        nonlocal step, crops
         set_lr(optimizer, lr_of_step(step))
-        with torch.autocast(
-            batch.images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None
-        ):
-            logits = student(batch.images)
-        loss = torch.stack(list(method.loss(logits, batch).values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(learner.parameters(), clip_norm)
         optimizer.step()
-        on_step(step, loss.detach(), len(batch.target))
-        step += 1
+        optimizer.zero_grad(set_to_none=True)
+        on_step(step, torch.stack(losses).sum(), crops)
+        losses.clear()
+        step, crops = step + 1, 0
+
+    optimizer.zero_grad(set_to_none=True)
+    for batch in batches:
+        loss = total(learner(batch)) / accumulate
+        loss.backward()
+        losses.append(loss.detach())
+        crops += len(batch.target)
+        if len(losses) == accumulate:
+            take_step()
+    if losses:
+        take_step()
     return step
 
 
 class FiniteGuard:
-    """Watches the loss without waiting for the device at every step."""
+    """Watches the loss without waiting for the device at every step.
 
-    def __init__(self, every: int) -> None:
-        self._every = every
+    Args:
+        every: steps between looks at the device.
+        describe: where a step stands and what it is made of, for the message; called for the
+            step that went wrong alone.
+    """
+
+    def __init__(self, every: int, describe: Callable[[int], str]) -> None:
+        self._every, self._describe = every, describe
         self._bad: Tensor | None = None  # first step with a non-finite loss, or a huge number
 
     def see(self, step: int, loss: Tensor) -> None:
@@ -75,6 +94,22 @@ class FiniteGuard:
         """Raise if any loss seen so far was not finite (called before each checkpoint too)."""
         if self._bad is not None and int(self._bad) < 2**62:
             raise TrainingError(
-                f"the loss is not finite at step {int(self._bad)}: lower --lr or raise "
+                f"the loss is not finite at {self._describe(int(self._bad))}: lower --lr or raise "
                 "--warmup-epochs; the last checkpoint is from before that"
             )
+
+
+def check_weights(student: nn.Module, where: str) -> None:
+    """Refuse weights that a last finite loss has left broken, before they are saved.
+
+    Raises:
+        TrainingError: a tensor of the student has a value that isn't finite.
+    """
+    values = {n: t for n, t in student.state_dict().items() if t.is_floating_point()}
+    sound = torch.stack([t.isfinite().all() for t in values.values()]).tolist()
+    if not all(sound):
+        name = list(values)[sound.index(False)]
+        raise TrainingError(
+            f"{name} of the student is not finite after {where}: lower --lr or raise "
+            "--warmup-epochs; the last checkpoint is from before that"
+        )

@@ -31,6 +31,49 @@ class EpochPlan:
     num_views: int
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the images.
+
+    Attributes:
+        number: from 0. views: V. steps: optimiser steps. first_step: global number of the first.
+        lr_epoch: the epoch whose learning rate holds throughout; None: it changes every step.
+    """
+
+    number: int
+    views: int
+    steps: int
+    first_step: int
+    lr_epoch: int | None = None
+
+
+def plan_run(
+    num_images: int, batch_size: int, views_per_image: int, epochs: int, counting: str = "passes"
+) -> tuple[Pass, ...]:
+    """All passes of a run.
+
+    Counting `passes`: an epoch is one pass with V views. Counting `views`, as FKD's published
+    code counts: a pass with V views is V epochs and has the learning rate of the first of them
+    throughout; the last epochs (V of them, where V divides all) are passes with one view each.
+    Images left over at the end of a pass are dropped in both.
+
+    Raises:
+        UsageError: a batch that V views don't divide.
+    """
+    if counting == "passes":
+        kinds: list[tuple[int, int | None]] = [(views_per_image, None)] * epochs
+    else:
+        whole = range(0, max(0, epochs - views_per_image), views_per_image)
+        single = range(len(whole) * views_per_image, epochs)
+        kinds = [*((views_per_image, e) for e in whole), *((1, e) for e in single)]
+    passes, first_step = [], 0
+    for number, (views, lr_epoch) in enumerate(kinds):
+        steps = steps_per_epoch(num_images, images_per_step(batch_size, views, num_images))
+        passes.append(Pass(number, views, steps, first_step, lr_epoch))
+        first_step += steps
+    return tuple(passes)
+
+
 def num_planes(stored_views: int, views_per_image: int) -> int:
     """Planes of V whole views among M stored ones; the remainder M mod V is never used."""
     if not 1 <= views_per_image <= stored_views:
@@ -79,6 +122,35 @@ def images_per_step(batch_size: int, views_per_image: int, num_images: int) -> i
             f"--views-per-image {views_per_image}"
         )
     return min(batch_size // views_per_image, num_images)
+
+
+def pieces(step_images: int, accumulate: int, processes: int = 1) -> int:
+    """Images of each piece of a step: `accumulate` pieces in each of the processes.
+
+    Raises:
+        UsageError: a step's images can't be cut into that many equal pieces.
+    """
+    if step_images % (accumulate * processes):
+        raise UsageError(
+            f"{processes} processes and loop.accumulate {accumulate} make "
+            f"{accumulate * processes} pieces of a step, which has {step_images} images: expected "
+            "a divisor; change --batch-size"
+        )
+    return step_images // (accumulate * processes)
+
+
+def share_of_rank(
+    order: npt.NDArray[np.int64], step_images: int, rank: int, processes: int
+) -> npt.NDArray[np.int64]:
+    """The images that one of several processes takes of every step, in order.
+
+    Args:
+        order: int64 [steps * step_images], a pass's images.
+    Returns:
+        int64 [steps * step_images / processes]; the shares of all ranks together are the order.
+    """
+    shares: npt.NDArray[np.int64] = order.reshape(-1, processes, step_images // processes)
+    return shares[:, rank].reshape(-1)
 
 
 def steps_per_epoch(num_images: int, step_images: int) -> int:

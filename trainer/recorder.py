@@ -13,48 +13,59 @@ from torch import Tensor
 
 from storage.errors import TrainingError
 from storage.progress import Progress
+from trainer.distributed import World
 from trainer.loop import FiniteGuard
 from trainer.metrics import MetricsLog
+from trainer.plan import Pass
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
 SAVE_SECONDS = 600.0  # between checkpoints inside an epoch
+AGREE_EVERY = 10  # steps between looks at the other processes' signals
 
 
 @dataclass
 class RunState:
-    """Where a run stands: the next step to take."""
+    """Where a run stands: the next step to take. epoch: passes over the images that are done."""
 
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
 
-    def begin_epoch(self, epoch: int, epoch_steps: int) -> None:
-        """Stand at the first step of an epoch."""
-        self.epoch, self.step_in_epoch, self.step = epoch, 0, epoch * epoch_steps
+    def end_pass(self, done: Pass) -> None:
+        """Stand behind the last step of a pass (failed images can cost it some; the schedule goes
+        by passes)."""
+        self.epoch, self.step_in_epoch = done.number + 1, 0
+        self.step = done.first_step + done.steps
 
 
 class StepRecorder:
     """Counts, logs and checkpoints after each step.
 
     Args:
-        save_state: writes a checkpoint of the given state.
+        log: of the first process. save_state: writes a checkpoint of the given state.
+        describe: a step in words, see FiniteGuard.
+        measure: more numbers for a logged line, of the step just taken.
     """
 
     def __init__(
         self,
         state: RunState,
-        log: MetricsLog,
+        log: MetricsLog | None,
         progress: Progress,
         total_steps: int,
         save_state: Callable[[RunState], None],
+        describe: Callable[[int], str],
+        measure: Callable[[], dict[str, float]],
+        world: World = World(),  # noqa: B008 - frozen
     ) -> None:
         self.state = state
         self.crops = 0
         self.seconds = 0.0  # spent training in this process
         self.stop = False  # set by a signal: leave after the step in progress
         self._log, self._progress, self._total_steps = log, progress, total_steps
-        self._save_state = save_state
-        self._guard = FiniteGuard(LOG_EVERY)
+        self._save_state, self._world = save_state, world
+        self._measure = measure
+        self._guard = FiniteGuard(LOG_EVERY, describe)
         self._saved_at = self._window_start = time.monotonic()
         self._window_crops = 0
 
@@ -67,17 +78,34 @@ class StepRecorder:
         self._guard.see(step, loss)
         self.state.step = step + 1
         self.state.step_in_epoch += 1
-        self.crops += num_crops
-        self._window_crops += num_crops
+        self.crops += num_crops * self._world.size
+        self._window_crops += num_crops * self._world.size
         logged = step % LOG_EVERY == 0 or step == self._total_steps - 1
         self._progress.advance(1, self._write_line(step, float(loss)) if logged else None)
+        if self._world.size == 1 or step % AGREE_EVERY == 0:
+            self._stop_or_save()
+
+    def _stop_or_save(self) -> None:
+        """What all processes must do after the same step, if one of them has to."""
+        self.stop = self._world.any(self.stop)
         if self.stop:
             self.save()
-            raise TrainingError(
-                f"stopped by a signal after step {step}; run the same command again to go on"
-            )
-        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.check_stop()
+        if self._world.any(time.monotonic() - self._saved_at >= SAVE_SECONDS):
             self.save()
+
+    def check_stop(self) -> None:
+        """End a run that a signal asked to end; its checkpoint is written.
+
+        Raises:
+            TrainingError: it was.
+        """
+        self.stop = self._world.any(self.stop)
+        if self.stop:
+            raise TrainingError(
+                f"stopped by a signal after step {self.state.step - 1}; run the same command again "
+                "to go on"
+            )
 
     def save(self) -> None:
         """Checkpoint, unless the loss has gone wrong since the last one."""
@@ -98,8 +126,9 @@ class StepRecorder:
     def _write_line(self, step: int, loss: float) -> str:
         now = time.monotonic()
         rate = self._window_crops / max(1e-9, now - self._window_start)
-        self._log.write("train", step, epoch=self.state.epoch, loss=loss,
-                        crops_per_s=round(rate, 1))  # fmt: skip
+        if self._log is not None:
+            self._log.write("train", step, epoch=self.state.epoch, loss=loss, **self._measure(),
+                            crops_per_s=round(rate, 1))  # fmt: skip
         self._window_start, self._window_crops = now, 0
         return f"loss {loss:.3f}  {rate:,.0f} crops/s"
 

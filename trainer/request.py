@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +12,121 @@ import torch
 
 from storage import LabelStore
 from storage.errors import UsageError
+from storage.format import TeacherRecord
 from storage.manifest import read_manifest
+from storage.targets.record import TargetRecord
 from storage.views import RandomResizedCrop
 from trainer import models
-from trainer.config import LabelConfig, StudentConfig, TrainConfig, default_optim
+from trainer.config import (
+    LABEL_METHODS,
+    FerkdConfig,
+    KdepConfig,
+    LabelConfig,
+    LoopConfig,
+    MealConfig,
+    MixConfig,
+    OptimConfig,
+    ScheduleConfig,
+    StudentConfig,
+    TrainConfig,
+    default_optim,
+)
 from trainer.data import TrainingData, fresh_views, join_store
 from trainer.inputs import choose_teacher
+from trainer.models.init import file_digest
 from trainer.plan import num_planes
 from trainer.replay.beton import Beton
+from trainer.settings import checked, read_recipe, section
+from trainer.targets import choose_target
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL_SIDE = 64  # students of images up to this side are CIFAR networks by default
 
 
+# Fields of a request that are settings, by the setting's dotted name.
+SETTING_OF = {
+    "method": "method",
+    "student": "student.arch",
+    "teacher": "labels.teacher",
+    "size": "student.input_size",
+    "init": "student.init",
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "views_per_image": "views_per_image",
+    "label_type": "labels.label_type",
+    "label_k": "labels.top_k",
+    "label_tail": "labels.tail",
+    "temperature": "labels.temperature",
+    "optimizer": "optim.name",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "warmup_epochs": "schedule.warmup_epochs",
+    "precision": "precision",
+    "seed": "seed",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """What the user asked for; None means "choose for me" (the choice is recorded)."""
+    """What the user asked for; None means "choose for me" (the choice is recorded).
+
+    recipe: name or path of a recipe. settings: others by dotted name (trainer.settings). A field
+    goes over `settings`, and these over the recipe.
+    """
 
     labels: Path | str | None = None  # folder or address of a label store
     data: str | None = None
     val: Path | None = None
     out: Path | None = None
+    recipe: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     method: str | None = None
     student: str | None = None
     teacher: str | None = None
     size: int | None = None
+    init: str | None = None  # safetensors file that the student begins from
     epochs: int | None = None
     batch_size: int | None = None
     views_per_image: int | None = None
     sampler: Any = None  # storage.views sampler of runs without a store
-    label_type: str = "marginal_smoothing"
+    label_type: str | None = None
     label_k: int | None = None
-    label_tail: str = "mean"
-    temperature: float = 1.0
-    optimizer: str = "sgd"
+    label_tail: str | None = None
+    temperature: float | None = None
+    optimizer: str | None = None
     lr: float | None = None
     weight_decay: float | None = None
     warmup_epochs: float | None = None
     precision: str | None = None
+    seed: int | None = None
     device: str = "auto"
     workers: int = 2
     loader: str = "ffcv"
-    seed: int = 0
     overwrite: bool = False
+    log: tuple[str, ...] = ()  # trackers beside metrics.jsonl (trainer.trackers)
+
+    def chosen(self) -> dict[str, Any]:
+        """All settings that were chosen, by dotted name.
+
+        Raises:
+            UsageError: a recipe or a setting that doesn't exist, or a value of another type.
+        """
+        values = read_recipe(self.recipe) if self.recipe else {}
+        values |= checked(self.settings, "settings")
+        given = {name: getattr(self, attribute) for attribute, name in SETTING_OF.items()}
+        return values | {name: value for name, value in given.items() if value is not None}
 
 
 def default_method(request: FitRequest) -> str:
     """FKD with labels, supervised without."""
-    return request.method or ("fkd" if request.labels else "supervised")
+    chosen: str | None = request.chosen().get("method")
+    return chosen or ("fkd" if request.labels else "supervised")
 
 
 def default_out(request: FitRequest) -> Path:
     """Run folder named after the method and, where one was given, the student."""
-    student = f"-{request.student}" if request.student else ""
+    arch = request.chosen().get("student.arch")
+    student = f"-{arch}" if arch else ""
     return Path("runs") / f"{default_method(request)}{student}".replace(":", "-").replace("/", "-")
 
 
@@ -71,64 +134,107 @@ def configure(
     request: FitRequest, device: torch.device, store: LabelStore | None, beton: Beton
 ) -> tuple[TrainConfig, TrainingData]:
     """Fill in every choice the user left open, and join images with labels."""
+    chosen = request.chosen()
     method = default_method(request)
-    uses_labels = method != "supervised"
-    if uses_labels and store is None:
+    uses_labels = method in LABEL_METHODS
+    if method != "supervised" and store is None:
         raise UsageError(f"--method {method} learns from a label store: give one with --labels")
-    teacher = choose_teacher(store, request.teacher) if store is not None else None
+    labels, kdep = section(chosen, "labels"), KdepConfig(**section(chosen, "kdep"))
+    features = None
+    if store is not None and method == "kdep":
+        features = choose_target(store, "features", kdep.target, method)
+    teacher = _teacher(store, labels.get("teacher"), features)
     record = store.spec.teachers[teacher] if store is not None else None
-    stored_views = store.spec.num_views if store is not None else None
-    views = request.views_per_image or min(4, stored_views or 4)
+    stored_views = features.views if features else store.spec.num_views if store else None
+    views = chosen.get("views_per_image") or min(4, stored_views or 4)
+    seed = chosen.get("seed", 0)
     sampler = request.sampler or RandomResizedCrop()
+    counting = chosen.get("epoch_counting", "passes")
     if store is not None:
-        data = join_store(beton, store, teacher if uses_labels else None)
-        epochs = request.epochs or num_planes(data.stored_views, views)
+        data = join_store(beton, store, teacher if uses_labels else None, features)
+        used_up = num_planes(data.stored_views, views) * (views if counting == "views" else 1)
+        epochs = chosen.get("epochs") or used_up
     else:
-        data = fresh_views(beton, sampler, request.seed, views)
-        epochs = request.epochs or 30
-    if uses_labels:
-        num_classes, classes = record.num_classes, record.classes
+        data = fresh_views(beton, sampler, seed, views)
+        epochs = chosen.get("epochs") or 30
+    init = chosen.get("student.init")
+    batch_size = chosen.get("batch_size") or _default_batch_size(device, views)
+    config = TrainConfig(
+        method=method,
+        student=_student(
+            section(chosen, "student"), data, None if method == "supervised" else record, record
+        ),
+        labels=LabelConfig(**(labels | {"teacher": teacher})) if uses_labels else None,
+        optim=_optim(section(chosen, "optim"), batch_size),
+        # 5 of 300 epochs in FKD's and ReLabel's best settings; the same share here
+        schedule=ScheduleConfig(**({"warmup_epochs": epochs / 60} | section(chosen, "schedule"))),
+        loop=LoopConfig(**section(chosen, "loop")),
+        mix=MixConfig(**section(chosen, "mix")),
+        ferkd=FerkdConfig(**section(chosen, "ferkd")),
+        meal=MealConfig(**section(chosen, "meal")),
+        kdep=kdep,
+        epochs=epochs,
+        batch_size=batch_size,
+        views_per_image=views,
+        epoch_counting=counting,
+        seed=seed,
+        init=init and file_digest(Path(init)),
+        precision=chosen.get("precision") or ("bf16" if device.type == "cuda" else "fp32"),
+        data_identity=_data_identity(store, beton, sampler),
+    )
+    return config, data
+
+
+def _teacher(
+    store: LabelStore | None, asked: str | None, features: TargetRecord | None
+) -> str | None:
+    """Whose pixels (and labels) the student gets: the features' teacher, or the one chosen."""
+    if store is None:
+        return None
+    return features.teacher if features is not None else choose_teacher(store, asked)
+
+
+def _default_batch_size(device: torch.device, views: int) -> int:
+    return (1024 if device.type == "cuda" else 128) // views * views
+
+
+def _optim(chosen: dict[str, Any], batch_size: int) -> OptimConfig:
+    return replace(default_optim(chosen.get("name", "sgd"), batch_size), **chosen)
+
+
+def _student(
+    chosen: dict[str, Any],
+    data: TrainingData,
+    labelled_by: TeacherRecord | None,
+    shown_to: TeacherRecord | None,
+) -> StudentConfig:
+    """The student of a run.
+
+    Args:
+        labelled_by: the teacher whose classes it learns; None: the folder's own classes.
+        shown_to: the teacher whose pixels it gets; None: ImageNet's statistics.
+    """
+    if labelled_by is not None:
+        num_classes, classes = labelled_by.num_classes, labelled_by.classes
     else:
-        num_classes, classes = len(beton.classes), tuple(beton.classes)
+        num_classes, classes = len(data.beton.classes), tuple(data.beton.classes)
         if not num_classes:
             raise UsageError(
                 "--method supervised needs class folders (root/class/image); these images have none"
             )
-    size = request.size or (record.input_size if record else 224)
-    arch = models.canonical_name(request.student or ("resnet20" if size <= SMALL_SIDE else "r18"))
-    batch_size = request.batch_size or (1024 if device.type == "cuda" else 128) // views * views
-    chosen = default_optim(request.optimizer, batch_size, epochs)
-    overrides = {"lr": request.lr, "weight_decay": request.weight_decay,
-                 "warmup_epochs": request.warmup_epochs}  # fmt: skip
-    config = TrainConfig(
-        method=method,
-        student=StudentConfig(
-            arch=arch,
-            num_classes=num_classes,
-            input_size=size,
-            mean=tuple(record.mean) if record else IMAGENET_MEAN,
-            std=tuple(record.std) if record else IMAGENET_STD,
-            interpolation=data.interpolation,
-            classes=None if classes is None else tuple(classes),
-        ),
-        labels=LabelConfig(
-            teacher=teacher,
-            label_type=request.label_type,
-            top_k=request.label_k,
-            temperature=request.temperature,
-            tail=request.label_tail,
-        )
-        if uses_labels
-        else None,
-        optim=replace(chosen, **{k: v for k, v in overrides.items() if v is not None}),
-        epochs=epochs,
-        batch_size=batch_size,
-        views_per_image=views,
-        seed=request.seed,
-        precision=request.precision or ("bf16" if device.type == "cuda" else "fp32"),
-        data_identity=_data_identity(store, beton, sampler),
+    size = chosen.get("input_size") or (shown_to.input_size if shown_to else 224)
+    arch = models.canonical_name(
+        chosen.get("arch") or ("resnet20" if size <= SMALL_SIDE else "r18")
     )
-    return config, data
+    return StudentConfig(
+        arch=arch,
+        num_classes=num_classes,
+        input_size=size,
+        mean=tuple(shown_to.mean) if shown_to else IMAGENET_MEAN,
+        std=tuple(shown_to.std) if shown_to else IMAGENET_STD,
+        interpolation=data.interpolation,
+        classes=None if classes is None else tuple(classes),
+    )
 
 
 def _data_identity(store: LabelStore | None, beton: Beton, sampler: Any) -> str:

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from storage.allocator import keep_freed_memory
-from storage.images import ImageFolder, scan_folder
-from storage.progress import Progress
+from storage.images import scan_folder
 from storage.remote import is_remote
-from trainer import checkpoint, methods, models, optim
+from trainer import checkpoint
 from trainer.config import StudentConfig, TrainConfig
-from trainer.data import BatchSource, TrainingData
-from trainer.evaluate import Evaluation, evaluate, student_targets
-from trainer.inputs import (
-    create_loader,
-    find_images,
-    open_images,
-    open_labels,
-)
-from trainer.loop import train_steps
-from trainer.metrics import MetricsLog, read_metrics
+from trainer.distributed import World, joined_world, local_device
+from trainer.evaluate import Evaluation, student_targets
+from trainer.inputs import find_images, open_images, open_labels
+from trainer.metrics import METRICS_NAME, MetricsLog, read_metrics
 from trainer.models.device import resolve_device
-from trainer.plan import images_per_step, plan_epoch, steps_per_epoch
-from trainer.recorder import RunState, StepRecorder, stop_on_signal
-from trainer.replay.epoch import ReplayLoader
+from trainer.networks import EMA_NAME, prepare, save_students
+from trainer.passes import Evaluations, Passes
+from trainer.replay.beton import Beton
 from trainer.report import plot_curves
+from trainer.report_facts import (
+    RUN_NAME,
+    environment_facts,
+    label_facts,
+    read_facts,
+    write_facts,
+)
+from trainer.report_page import CONFIG_NAME, REPORT_NAME, write_report
 from trainer.request import FitRequest, configure, default_out
-from trainer.schedule import lr_at
+from trainer.trackers import WANDB_ID, check_trackers, open_trackers
 
-METRICS_NAME = "metrics.jsonl"
+# What --overwrite takes away: all that would be read again, or would show another run.
+RUN_FILES = (checkpoint.CHECKPOINT_NAME, checkpoint.STUDENT_NAME, EMA_NAME, METRICS_NAME, RUN_NAME,
+             REPORT_NAME, "curves.png", WANDB_ID)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class FitResult:
     seconds: float  # training in this process, evaluation and set-up not counted
     final_loss: float | None
     evaluation: Evaluation | None
+    ema_evaluation: Evaluation | None  # of the moving average, where one is kept
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -66,43 +67,120 @@ class FitResult:
             "crops": self.crops,
             "seconds": round(self.seconds, 3),
             "final_loss": self.final_loss,
-            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
+            "evaluation": _plain(self.evaluation),
+            "ema_evaluation": _plain(self.ema_evaluation),
             "notes": list(self.notes),
         }
 
 
-@dataclass(frozen=True)
-class Networks:
-    """What a run changes by learning."""
-
-    student: nn.Module
-    method: methods.Method
-    optimizer: torch.optim.Optimizer
+def _plain(scores: Evaluation | None) -> dict[str, Any] | None:
+    return None if scores is None else asdict(scores)
 
 
 def fit(request: FitRequest) -> FitResult:
     """Train a student; the same request again resumes, or reports what is finished.
 
+    Under torchrun every process calls it; all get the same result.
+
     Raises:
         TeachonceError: see the errors of the parts; a start that fails overwrites nothing.
     """
     keep_freed_memory()
-    device = resolve_device(request.device)
+    check_trackers(request.log)
+    device = local_device(resolve_device(request.device))
+    with joined_world(device) as world:
+        return _fit(request, device, world)
+
+
+def _fit(request: FitRequest, device: torch.device, world: World) -> FitResult:
     store = open_labels(request.labels) if request.labels else None
     images = find_images(request.data, store)
     val = scan_folder(request.val) if request.val else None
     out = request.out or default_out(request)
     out.mkdir(parents=True, exist_ok=True)
-    beton = open_images(images, _beton_place(request, out), request.workers)
+    beton = _beton(images, _beton_place(request, out), request.workers, world)
     config, data = configure(request, device, store, beton)
     if val is not None:
         student_targets(val, config.student)  # refuse other classes before training, not after
-    if request.overwrite:
-        for name in (checkpoint.CHECKPOINT_NAME, checkpoint.STUDENT_NAME, METRICS_NAME):
+    if request.overwrite and world.is_first:
+        for name in RUN_FILES:
             (out / name).unlink(missing_ok=True)
-    networks, state = _prepare(config, out, device)
-    (out / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
-    return _train(config, data, val, out, networks, state, device, request)
+    world.wait()
+    init = request.chosen().get("student.init")
+    networks, state = prepare(config, out, device, init, data.features, world)
+    if world.is_first:
+        (out / CONFIG_NAME).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    log = _open_log(request, config, out, state.step) if world.is_first else None
+    passes = Passes(config, data, val, out, networks, state, log, device, world,
+                    loader_kind=request.loader, workers=request.workers)  # fmt: skip
+    if world.is_first and not passes.finished:
+        teacher = config.labels.teacher if config.labels else None
+        write_facts(out, {
+            "labels": label_facts(store, teacher, data.features),
+            "environment": environment_facts(device, world, request.loader, request.workers),
+        })  # fmt: skip
+    evaluation, ema_evaluation = _run(passes, log)
+    if world.is_first:
+        save_students(out, config, networks)
+    world.wait()
+    result = FitResult(
+        out=out,
+        student=config.student,
+        parameters=sum(p.numel() for p in networks.student.parameters()),
+        epochs=config.epochs,
+        steps=state.step,
+        crops=passes.recorder.crops,
+        seconds=passes.recorder.seconds,
+        final_loss=_last_loss(out),
+        evaluation=evaluation,
+        ema_evaluation=ema_evaluation,
+        notes=(*data.notes, *passes.source.failure_notes()),
+    )
+    if world.is_first:
+        _report(config, result)
+    return result
+
+
+def _open_log(request: FitRequest, config: TrainConfig, out: Path, step: int) -> MetricsLog:
+    trackers = open_trackers(request.log, out, config.to_json(), step)
+    return MetricsLog(out / METRICS_NAME, step, trackers)
+
+
+def _run(passes: Passes, log: MetricsLog | None) -> Evaluations:
+    """Train to the end; the last scores."""
+    try:
+        passes.run()
+        known = passes.evaluations[0] is not None  # not in a run that was finished before
+        return passes.evaluations if known else passes.evaluate()
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _last_loss(out: Path) -> float | None:
+    """The last loss that was logged, None where none was."""
+    losses = [line["loss"] for line in read_metrics(out / METRICS_NAME) if line["kind"] == "train"]
+    return losses[-1] if losses else None
+
+
+def _report(config: TrainConfig, result: FitResult) -> None:
+    """Draw the run's curves and its page; a run that had nothing left to train keeps its facts."""
+    out, facts = result.out, read_facts(result.out)
+    if result.crops or "result" not in facts:
+        write_facts(out, facts | {"result": result.to_json(), "notes": list(result.notes)})
+    metrics = read_metrics(out / METRICS_NAME)
+    plot_curves(metrics, out / "curves.png", f"{config.method}: {config.student.arch}")
+    write_report(out)
+
+
+def _beton(images: Path, place: Path, workers: int, world: World) -> Beton:
+    """The images' beton; the first process packs it, should there be none."""
+    if not world.is_first:
+        world.wait()
+    beton = open_images(images, place, workers)
+    if world.is_first:
+        world.wait()
+    return beton
 
 
 def _beton_place(request: FitRequest, out: Path) -> Path:
@@ -110,134 +188,3 @@ def _beton_place(request: FitRequest, out: Path) -> Path:
     if request.labels is None or is_remote(str(request.labels)):
         return out / "train.beton"
     return Path(request.labels).with_suffix(".beton")
-
-
-def _prepare(config: TrainConfig, out: Path, device: torch.device) -> tuple[Networks, RunState]:
-    """Fresh networks, or those of the run's last checkpoint."""
-    torch.manual_seed(config.seed)
-    student = models.create(config.student.arch, config.student.num_classes)
-    student = student.to(device, memory_format=torch.channels_last)
-    method = methods.create(config).to(device)
-    networks = Networks(student, method, optim.create(config.optim, student, method))
-    path = out / checkpoint.CHECKPOINT_NAME
-    if not path.exists():
-        return networks, RunState()
-    saved = checkpoint.load_checkpoint(path, config)
-    for name in ("student", "method", "optimizer"):
-        getattr(networks, name).load_state_dict(saved[name])
-    torch.set_rng_state(saved["torch_rng"])
-    state = RunState(**saved["run"])
-    print(f"resuming {out} at epoch {state.epoch}, step {state.step}", file=sys.stderr)
-    return networks, state
-
-
-def _save(out: Path, config: TrainConfig, networks: Networks, state: RunState) -> None:
-    values = {name: getattr(networks, name).state_dict() for name in ("student", "method",
-                                                                      "optimizer")}  # fmt: skip
-    values |= {"run": asdict(state), "torch_rng": torch.get_rng_state()}
-    checkpoint.save_checkpoint(out / checkpoint.CHECKPOINT_NAME, config, values)
-
-
-def _train(
-    config: TrainConfig,
-    data: TrainingData,
-    val: ImageFolder | None,
-    out: Path,
-    networks: Networks,
-    state: RunState,
-    device: torch.device,
-    request: FitRequest,
-) -> FitResult:
-    """All epochs from `state` on, then the student's file, the curves and the result."""
-    step_images = images_per_step(config.batch_size, config.views_per_image, len(data.rows))
-    epoch_steps = steps_per_epoch(len(data.rows), step_images)
-    total_steps = epoch_steps * config.epochs
-    source = BatchSource(data, config.student, config.labels, device)
-    log = MetricsLog(out / METRICS_NAME, state.step)
-    score = functools.partial(
-        evaluate, networks.student, val, config.student, device=device, workers=request.workers
-    )
-    evaluation: Evaluation | None = None
-    loader = create_loader(
-        request.loader,
-        data.beton,
-        size=config.student.input_size,
-        views=config.views_per_image,
-        interpolation=data.interpolation,
-        padding=data.padding,
-        batch_images=step_images,
-        workers=request.workers,
-    )
-    with Progress(total_steps, "steps", "training", done=state.step) as progress:
-        recorder = StepRecorder(
-            state, log, progress, total_steps, functools.partial(_save, out, config, networks)
-        )
-        with stop_on_signal(recorder):
-            while state.epoch < config.epochs:
-                _train_epoch(config, source, loader, networks, recorder, step_images)
-                # Failed images can cost an epoch its last steps; the schedule goes by epochs.
-                state.begin_epoch(state.epoch + 1, epoch_steps)
-                recorder.save()
-                if val is not None:
-                    evaluation = score()
-                    log.write("eval", state.step, epoch=state.epoch, **asdict(evaluation))
-    provenance = {"data": config.data_identity, "method": config.method, "epochs": config.epochs}
-    checkpoint.save_student(
-        out / checkpoint.STUDENT_NAME, networks.student, config.student, provenance
-    )
-    if val is not None and evaluation is None:  # the run was finished before
-        evaluation = score()
-    metrics = read_metrics(out / METRICS_NAME)
-    plot_curves(metrics, out / "curves.png", f"{config.method}: {config.student.arch}")
-    losses = [line["loss"] for line in metrics if line["kind"] == "train"]
-    return FitResult(
-        out=out,
-        student=config.student,
-        parameters=sum(p.numel() for p in networks.student.parameters()),
-        epochs=config.epochs,
-        steps=state.step,
-        crops=recorder.crops,
-        seconds=recorder.seconds,
-        final_loss=losses[-1] if losses else None,
-        evaluation=evaluation,
-        notes=(*data.notes, *source.failure_notes()),
-    )
-
-
-def _train_epoch(
-    config: TrainConfig,
-    source: BatchSource,
-    loader: ReplayLoader,
-    networks: Networks,
-    recorder: StepRecorder,
-    step_images: int,
-) -> None:
-    data, state = source.data, recorder.state
-    epoch_steps = steps_per_epoch(len(data.rows), step_images)
-    plan_of = functools.partial(
-        plan_epoch,
-        config.seed,
-        num_images=len(data.rows),
-        stored_views=data.stored_views,
-        views_per_image=config.views_per_image,
-    )
-    plan = plan_of(state.epoch)
-    lr_of_step = functools.partial(
-        lr_at,
-        peak=config.optim.lr,
-        total_steps=epoch_steps * config.epochs,
-        warmup_steps=round(config.optim.warmup_epochs * epoch_steps),
-    )
-    if state.epoch + 1 < config.epochs:
-        data.prefetch(plan_of(state.epoch + 1))
-    with recorder.timed():
-        train_steps(
-            networks.student,
-            networks.method,
-            networks.optimizer,
-            source.epoch(loader, state.epoch, plan, step_images, state.step_in_epoch),
-            lr_of_step=lr_of_step,
-            first_step=state.step,
-            autocast_dtype=torch.bfloat16 if config.precision == "bf16" else None,
-            on_step=recorder.on_step,
-        )

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import math
 
+from trainer.config import ScheduleConfig
 
-def lr_at(step: int, *, peak: float, total_steps: int, warmup_steps: int) -> float:
-    """Linear warm-up from peak / warmup_steps, then half a cosine to 0 at `total_steps`.
 
-    Cosine: 0.5 * peak * (1 + cos(pi * t)), t the fraction of the steps after warm-up
-    (Loshchilov & Hutter 2017, arXiv:1608.03983, Eq. 5 without restarts).
+def lr_at(
+    step: int, config: ScheduleConfig, *, peak: float, epoch_steps: int, epochs: int
+) -> float:
+    """Learning rate of a global step.
+
+    Warm-up: from `warmup_lr` in equal rises to the peak, which the last step of the warm-up has.
+    Then `cosine`: half a cosine from the peak to `final_lr` (Loshchilov & Hutter 2017,
+    arXiv:1608.03983, Eq. 5 without restarts); `linear`: a straight line to it; `step`: times gamma
+    after every `step_epochs` epochs or at the milestones, counted from the run's start;
+    `constant`: the peak.
     """
+    warmup_steps = round(config.warmup_epochs * epoch_steps)
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * peak * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return config.warmup_lr + (peak - config.warmup_lr) * (step + 1) / warmup_steps
+    if config.kind == "step":
+        return peak * config.gamma ** _steps_down(step / epoch_steps, config)
+    if config.kind == "constant":
+        return peak
+    done = min(1.0, (step - warmup_steps) / max(1, epoch_steps * epochs - warmup_steps))
+    left = 1.0 - done if config.kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return config.final_lr + (peak - config.final_lr) * left
+
+
+def _steps_down(epoch: float, config: ScheduleConfig) -> int:
+    if config.milestones:
+        return sum(epoch >= milestone for milestone in config.milestones)
+    return int(epoch // config.step_epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -17,7 +18,13 @@ class Method(nn.Module, ABC):
     """
 
     needs_labels: bool = False  # reads the store's top-k labels
+    trains_whole_student: bool = True  # every parameter of the student gets a gradient
+    mixes: bool = False  # crops of a batch may be mixed with one another
 
     @abstractmethod
-    def loss(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted; the loop adds them up."""
+    def terms(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Named scalar loss terms of a batch, already weighted; the loop adds them up.
+
+        Args:
+            student: from normalised images [B, 3, S, S] to logits [B, C].
+        """

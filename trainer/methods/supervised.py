@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from trainer.batch import Batch
@@ -12,6 +14,6 @@ from trainer.methods.base import Method
 class Supervised(Method):
     """Cross-entropy with the hard class."""
 
-    def loss(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """{"ce": mean cross-entropy}."""
-        return {"ce": cross_entropy(logits, batch.target)}
+        return {"ce": cross_entropy(student(batch.images), batch.target)}

@@ -27,12 +27,13 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
+        self.relu = nn.ReLU()  # a module, so that a hook can see what goes into it
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, channels, H / stride, W / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
 class CifarResNet(nn.Module):

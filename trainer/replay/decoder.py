@@ -16,6 +16,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from trainer.replay import turbojpeg
+from trainer.replay.colour import PROGRAM_COLUMNS, augment_view
 from trainer.replay.encode import MODE_JPEG
 from trainer.replay.resample import SUPPORT, canvas_bytes, cut
 
@@ -62,14 +63,16 @@ def boxes_fit(boxes, height, width):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def cut_views(canvas, canvas_width, boxes, flips, support, out):  # type: ignore[no-untyped-def]
-    """All views of one image: boxes uint16 [V, 4], flips uint8 [V] -> out uint8 [V, S, S, 3]."""
+def cut_views(canvas, canvas_width, boxes, flips, draws, program, support, out):  # type: ignore[no-untyped-def]
+    """All views of one image: boxes uint16 [V, 4], flips uint8 [V], draws int16 [V, D] (for the
+    program, see `augment_view`) -> out uint8 [V, S, S, 3]."""
     for view in range(boxes.shape[0]):
         cut(
             canvas, canvas_width, np.int64(boxes[view, 0]), np.int64(boxes[view, 1]),
             np.int64(boxes[view, 2]), np.int64(boxes[view, 3]), flips[view] != 0, support,
             out[view],
         )  # fmt: skip
+        augment_view(out[view], draws[view], program)
 
 
 def _c_function(name: str, *arguments: Any, returns: Any = types.intc) -> Any:
@@ -118,7 +121,9 @@ def decode_jpeg(data, height, width, canvas, start, pitch, warns):  # type: igno
 
 
 @njit(cache=True, nogil=True)
-def decode_views(data, mode, warns, height, width, padding, boxes, flips, support, out):  # type: ignore[no-untyped-def]
+def decode_views(
+    data, mode, warns, height, width, padding, boxes, flips, draws, program, support, out
+):  # type: ignore[no-untyped-def]  # fmt: skip
     """One image to its views; returns a row status, `out` is zeros unless that is DECODED."""
     tall, wide = height + 2 * padding, width + 2 * padding
     if not boxes_fit(boxes, tall, wide):
@@ -139,7 +144,7 @@ def decode_views(data, mode, warns, height, width, padding, boxes, flips, suppor
         return status
     if padding:
         blank_border(canvas, tall, wide, padding)
-    cut_views(canvas, wide, boxes, flips, support, out)
+    cut_views(canvas, wide, boxes, flips, draws, program, support, out)
     return DECODED
 
 
@@ -156,7 +161,8 @@ def _as_pointer(typingctx, address, kind):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def replay_row(
-    row, status, mode, warns, height, width, data, box_address, flip_address, padding, support, out
+    row, status, mode, warns, height, width, data, box_address, flip_address, draw_address, columns,
+    program_address, operations, padding, support, out
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """One beton row to its views by the epoch's tables; returns a row status.
 
@@ -166,6 +172,8 @@ def replay_row(
     Args:
         data: the row's bytes in the file.
         box_address, flip_address: of uint16 [rows, V, 4] and uint8 [rows, V].
+        draw_address: of int16 [rows, V, columns]; not read where there are no columns.
+        program_address: of int64 [operations, PROGRAM_COLUMNS].
         out: uint8 [V, S, S, 3], written.
     """
     if status != 0:
@@ -174,25 +182,41 @@ def replay_row(
     views = out.shape[0]
     boxes = carray(_as_pointer(box_address + row * views * 8, np.uint16), (views, 4))
     flips = carray(_as_pointer(flip_address + row * views, np.uint8), (views,))
-    return decode_views(data, mode, warns, height, width, padding, boxes, flips, support, out)
+    draws = carray(
+        _as_pointer(draw_address + row * views * columns * 2, np.int16), (views, columns)
+    )
+    program = carray(_as_pointer(program_address, np.int64), (operations, PROGRAM_COLUMNS))
+    return decode_views(
+        data, mode, warns, height, width, padding, boxes, flips, draws, program, support, out
+    )
 
 
 class ReplayDecoder(Operation):
     """Decode each row once and cut V views of it.
 
     Args:
-        box, flip: the epoch's tables, uint16 [rows, V, 4] and uint8 [rows, V], C-contiguous.
-            Their addresses are compiled in: the owner keeps the arrays alive and refills them
-            in place between epochs, never during one.
+        box, flip, draw: the epoch's tables, uint16 [rows, V, 4], uint8 [rows, V] and int16
+            [rows, V, D], C-contiguous. Their addresses are compiled in: the owner keeps the
+            arrays alive and refills them in place between epochs, never during one.
         size, interpolation, padding: the pixel contract's.
+        program: what is done with the draws (`compile_program`).
     Output: a tuple (uint8 [B, V, S, S, 3], digest uint8 [B, 32], status uint8 [B]).
     """
 
     def __init__(
-        self, *, box: np.ndarray, flip: np.ndarray, size: int, interpolation: str, padding: int
+        self,
+        *,
+        box: np.ndarray,
+        flip: np.ndarray,
+        draw: np.ndarray,
+        size: int,
+        interpolation: str,
+        padding: int,
+        program: np.ndarray,
     ) -> None:
         super().__init__()
-        self.box, self.flip = box, flip
+        self.box, self.flip, self.draw = box, flip, draw
+        self.program = program
         self.size, self.padding = size, padding
         self.support = SUPPORT[interpolation]
 
@@ -209,10 +233,17 @@ class ReplayDecoder(Operation):
         """Called by FFCV: the function that it compiles."""
         each = Compiler.get_iterator()
         # NumPy scalars: Python integers would be literal types, compiled anew for every value
-        box_address, flip_address, padding, support = (
+        box_address, flip_address, draw_address, columns = (
             np.int64(value)
             for value in (
-                self.box.ctypes.data, self.flip.ctypes.data, self.padding, self.support,
+                self.box.ctypes.data, self.flip.ctypes.data, self.draw.ctypes.data,
+                self.draw.shape[2],
+            )
+        )  # fmt: skip
+        program_address, operations, padding, support = (
+            np.int64(value)
+            for value in (
+                self.program.ctypes.data, len(self.program), self.padding, self.support,
             )
         )  # fmt: skip
 
@@ -226,8 +257,8 @@ class ReplayDecoder(Operation):
                 statuses[slot] = replay_row(
                     row, record["status"], record["mode"], record["warns"],
                     np.int64(record["height"]), np.int64(record["width"]),
-                    file[start : start + size], box_address, flip_address, padding, support,
-                    images[slot],
+                    file[start : start + size], box_address, flip_address, draw_address, columns,
+                    program_address, operations, padding, support, images[slot],
                 )  # fmt: skip
                 for i in range(32):
                     digests[slot, i] = record["digest"][i]

@@ -1,7 +1,7 @@
 """What the replay loaders share: batches, settings, the check of an epoch's plan.
 
-The loaders read the same beton and give the same bytes; `epoch(rows, box, flip)` takes the order
-and the views from the caller's plan, so nothing here is random.
+The loaders read the same beton and give the same bytes; `epoch(rows, box, flip, draw)` takes the
+order and the views from the caller's plan, so nothing here is random.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from storage.augment import Augment
 from storage.errors import StoreMismatch, UsageError
 from storage.images import ImageStatus
 from storage.pixels import PixelContract
@@ -47,6 +48,7 @@ class ReplayLoader(ABC):
         size: side S of a view in pixels.
         views: V, views cut from one decode.
         interpolation, padding: of the pixel contract that the boxes were drawn under.
+        augment: what the store does to every view after it is cut, by the epoch's draws.
         batch_images: images in a batch (a batch has `batch_images * views` crops).
         workers: threads (FFCV) or processes (torch; 0 works in this process).
     Raises:
@@ -61,6 +63,7 @@ class ReplayLoader(ABC):
         views: int,
         interpolation: str = "bilinear",
         padding: int = 0,
+        augment: Augment | None = None,
         batch_images: int,
         workers: int,
     ) -> None:
@@ -73,6 +76,7 @@ class ReplayLoader(ABC):
                 raise UsageError(f"{name} is {value}; expected at least {least}")
         self.beton = beton
         self.contract = PixelContract(interpolation=interpolation, padding=padding)
+        self.augment = augment
         self.size, self.views = size, views
         self.batch_images, self.workers = batch_images, workers
 
@@ -81,6 +85,7 @@ class ReplayLoader(ABC):
         rows: npt.NDArray[np.int64],
         box: npt.NDArray[np.uint16],
         flip: npt.NDArray[np.uint8],
+        draw: npt.NDArray[np.int16] | None = None,
     ) -> Iterator[ReplayBatch]:
         """Batches of one epoch; the last may be short. Leaving the loop early is fine.
 
@@ -88,18 +93,21 @@ class ReplayLoader(ABC):
             rows: int64 [n], beton rows in the order of this epoch (to resume, the rest of it).
             box: uint16 [num_rows, V, 4], (top, left, height, width) in the padded image.
             flip: uint8 [num_rows, V].
+            draw: int16 [num_rows, V, D] where the loader has augmentations, else None.
         Raises:
             UsageError: shapes that don't fit, unknown rows.
-            StoreMismatch: masked rows, or boxes outside their images.
+            StoreMismatch: masked rows, boxes outside their images, or draws that the
+                augmentations can't have.
             TrainingError: a worker failed or died.
         """
         rows = np.ascontiguousarray(rows, np.int64)
         self._check(rows, box, flip)
-        return self._batches(rows, box, flip)
+        self._check_draws(rows, draw)
+        return self._batches(rows, box, flip, draw)
 
     @abstractmethod
     def _batches(
-        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray
+        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray, draw: np.ndarray | None
     ) -> Iterator[ReplayBatch]:
         """The batches of a checked epoch."""
 
@@ -128,6 +136,21 @@ class ReplayLoader(ABC):
             raise StoreMismatch(
                 f"{self.beton.path}: boxes of {outside.size} images are empty or leave the image "
                 f"({self._name(outside)}): the labels are of other images"
+            )
+
+    def _check_draws(self, rows: np.ndarray, draw: np.ndarray | None) -> None:
+        columns = self.augment.columns if self.augment else 0
+        wanted = (self.beton.num_rows, self.views, columns) if columns else None
+        shape = None if draw is None else draw.shape
+        if shape != wanted:
+            raise UsageError(f"draws of shape {shape} for augmentations that need {wanted}")
+        if self.augment is None or draw is None:
+            return
+        wrong = rows[self.augment.faults(draw[rows]).any(axis=1)]
+        if wrong.size:
+            raise StoreMismatch(
+                f"{self.beton.path}: draws of {wrong.size} images are none that the store's "
+                f"augmentations can have ({self._name(wrong)}): run `labelstore verify --full`"
             )
 
     def _name(self, rows: np.ndarray) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from storage.augment import Augment
 from storage.errors import TrainingError, UsageError
 from trainer.replay.beton import Beton
 from trainer.replay.epoch import ReplayBatch, ReplayLoader
@@ -35,6 +36,7 @@ with quiet_ffcv():
     from ffcv.memory_managers import OSCacheManager
     from ffcv.pipeline.compiler import Compiler
 
+    from trainer.replay.colour import compile_program
     from trainer.replay.decoder import DECODED, ReplayDecoder
     from trainer.replay.field import SourceImageField
 
@@ -122,7 +124,7 @@ class FFCVReplayLoader(ReplayLoader):
     """Replays views with FFCV's threads; see `ReplayLoader`.
 
     Compiled once, at the first epoch (seconds). One epoch at a time: the threads read the
-    epoch's tables of boxes and flips, which the next epoch refills.
+    epoch's tables of boxes, flips and draws, which the next epoch refills.
     """
 
     def __init__(
@@ -133,19 +135,23 @@ class FFCVReplayLoader(ReplayLoader):
         views: int,
         interpolation: str = "bilinear",
         padding: int = 0,
+        augment: Augment | None = None,
         batch_images: int,
         workers: int,
     ) -> None:
         super().__init__(
             beton, size=size, views=views, interpolation=interpolation, padding=padding,
-            batch_images=batch_images, workers=workers,
+            augment=augment, batch_images=batch_images, workers=workers,
         )  # fmt: skip
         self._box = np.zeros((beton.num_rows, views, 4), np.uint16)
         self._flip = np.zeros((beton.num_rows, views), np.uint8)
+        columns = augment.columns if augment else 0
+        self._draw = np.zeros((beton.num_rows, views, columns), np.int16)
+        self._program = compile_program(augment)
         self._running: _GuardedEpoch | None = None
         decoder = ReplayDecoder(
-            box=self._box, flip=self._flip, size=size, interpolation=interpolation,
-            padding=padding,
+            box=self._box, flip=self._flip, draw=self._draw, size=size,
+            interpolation=interpolation, padding=padding, program=self._program,
         )  # fmt: skip
         with quiet_ffcv(), _no_compiled_reader():
             self._loader = Loader(
@@ -162,7 +168,7 @@ class FFCVReplayLoader(ReplayLoader):
             )
 
     def _batches(
-        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray
+        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray, draw: np.ndarray | None
     ) -> Iterator[ReplayBatch]:
         if self._running is not None:
             raise UsageError(
@@ -171,6 +177,8 @@ class FFCVReplayLoader(ReplayLoader):
             )
         np.copyto(self._box, box)
         np.copyto(self._flip, flip)
+        if draw is not None:
+            np.copyto(self._draw, draw)
         with quiet_ffcv():
             epoch = self._running = _GuardedEpoch(self._loader, rows.astype(np.uint64))
         try:

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from storage.augment import replay_view
 from storage.errors import BadImage, TrainingError
 from storage.images import ImageStatus
-from storage.pixels import PixelContract, cut_view, decode_rgb, pad_image
+from storage.pixels import PixelContract, decode_rgb, pad_image
 from trainer.replay.encode import MODE_JPEG
 from trainer.replay.epoch import ReplayBatch, ReplayLoader
 
@@ -26,10 +27,12 @@ class _Views(Dataset[Sample]):
         loader: ReplayLoader,
         box: np.ndarray,
         flip: np.ndarray,
+        draw: np.ndarray | None,
     ) -> None:
         self.path, self.records = loader.beton.path, loader.beton.records
         self.size, self.contract = loader.size, loader.contract
-        self.box, self.flip = box, flip
+        self.augment = loader.augment
+        self.box, self.flip, self.draw = box, flip, draw
 
     def __getitem__(self, row: int) -> Sample:
         record = self.records[row]
@@ -42,9 +45,10 @@ class _Views(Dataset[Sample]):
             failed = True
         else:
             for view in range(views):
-                images[view] = cut_view(
+                images[view] = replay_view(
                     image, self.box[row, view], bool(self.flip[row, view]), size,
-                    self.contract.interpolation,
+                    self.contract.interpolation, self.augment,
+                    None if self.draw is None else self.draw[row, view],
                 )  # fmt: skip
         return images, record["digest"], row, failed
 
@@ -79,14 +83,15 @@ class TorchReplayLoader(ReplayLoader):
     """Replays views with pillow-simd in worker processes; see `ReplayLoader`."""
 
     def _batches(
-        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray
+        self, rows: np.ndarray, box: np.ndarray, flip: np.ndarray, draw: np.ndarray | None
     ) -> Iterator[ReplayBatch]:
         loader = DataLoader(
-            _Views(self, box, flip),
+            _Views(self, box, flip, draw),
             batch_size=self.batch_images,
             sampler=rows.tolist(),
             num_workers=self.workers,
             collate_fn=_collate,
+            generator=torch.Generator(),  # or it would draw from the run's random state
         )
         batches = iter(loader)
         while True:

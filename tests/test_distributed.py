@@ -1,0 +1,113 @@
+"""Several processes: the same step as one, equal weights everywhere, resume, one line of errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import write_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from training import SIZE, make_store
+
+from storage.errors import UsageError
+from trainer.batch import Batch
+from trainer.distributed import joined_world
+from trainer.learner import Learner
+from trainer.loop import train_steps
+from trainer.methods import Supervised
+from trainer.plan import pieces, share_of_rank
+
+PORT = 29_517
+
+
+@given(steps=st.integers(1, 5), share=st.integers(1, 4), processes=st.integers(1, 4))
+def test_the_shares_of_all_ranks_make_up_every_step(steps, share, processes):
+    step_images = share * processes
+    order = np.arange(steps * step_images)[::-1].copy()
+    shares = [share_of_rank(order, step_images, rank, processes) for rank in range(processes)]
+    for step in range(steps):
+        taken = [s[step * share : (step + 1) * share] for s in shares]
+        wanted = order[step * step_images : (step + 1) * step_images]
+        assert np.concatenate(taken).tolist() == wanted.tolist()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    assert pieces(12, 2, 3) == 2
+    with pytest.raises(UsageError, match="has 12 images"):
+        pieces(12, 1, 5)
+
+
+def _network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+
+
+def _batches():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(3, 8, 3, 4, 4, generator=generator)
+    return images, torch.randint(0, 5, (3, 8), generator=generator)
+
+
+def _train(learner, rows):
+    images, target = _batches()
+    data = [Batch(images[i, rows], target[i, rows], None) for i in range(3)]
+    optimizer = torch.optim.SGD(learner.parameters(), 0.1, momentum=0.9)
+    train_steps(learner, optimizer, data, lr_of_step=lambda _step: 0.1, first_step=0,
+                on_step=lambda *_: None)  # fmt: skip
+
+
+def _process(rank, place):
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(PORT)}  # fmt: skip
+    torch.set_num_threads(1)
+    with joined_world(torch.device("cpu")) as world:
+        learner = Learner(_network(), Supervised())
+        _train(world.wrap(learner, torch.device("cpu")), slice(4 * rank, 4 * rank + 4))
+        torch.save(learner.student.state_dict(), f"{place}/{rank}.pt")
+        assert world.any(rank == 1)
+        assert not world.any(False)
+        assert world.gather(rank) == [0, 1]
+
+
+def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path):
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    alone = Learner(_network(), Supervised())
+    _train(alone, slice(0, 8))
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, tensor in alone.student.state_dict().items():
+        assert torch.equal(found[0][name], found[1][name])
+        torch.testing.assert_close(found[0][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def run(folder, out, *options, processes=2):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--master-port", str(PORT + 1), "-m", "trainer.cli", "fit", "--labels",
+        str(folder / "store.zarr"), "--out", str(out), "--student", "resnet8", "--size", str(SIZE),
+        "--batch-size", "16", "--views-per-image", "2", "--device", "cpu", "--loader", "torch",
+        "--workers", "1", "--val", str(folder / "images"), "--json", *options,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.long
+def test_torchrun_trains_stops_and_goes_on_as_if_it_had_not(tmp_path):
+    make_store(write_folder(tmp_path / "images", classes=3, per_class=8), tmp_path / "store.zarr")
+    whole = run(tmp_path, tmp_path / "whole", "--epochs", "3")
+    assert whole.returncode == 0, whole.stderr
+    reports = [json.loads(text) for text in whole.stdout.strip().split("\n}\n") if text]
+    assert len(reports) == 1, "only the first process reports"
+    assert run(tmp_path, tmp_path / "parts", "--epochs", "3", "--set", "seed=0").returncode == 0
+    a = load_file(tmp_path / "whole" / "student.safetensors")
+    b = load_file(tmp_path / "parts" / "student.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    one = run(tmp_path, tmp_path / "whole", "--epochs", "3", processes=1)
+    assert "2 processes" in one.stderr
+    assert one.returncode != 0
