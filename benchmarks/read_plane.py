@@ -25,7 +25,9 @@ import click
 import numpy as np
 
 from storage.block import BlockData
+from storage.box_codec import BOX_NUMBERS
 from storage.codecs import TopKCodec, TopKLabels
+from storage.dictionary import DictionaryCodec, default_codec
 from storage.format import StoreSpec, TeacherRecord, default_block_images
 from storage.images import ImageStatus, class_order_hash
 from storage.manifest import read_manifest, seal
@@ -37,11 +39,16 @@ from storage.views import RandomResizedCrop
 
 CLASSES, VIEWS, PLANE = 1000, 8, 4
 TEACHER = "made-up"
+DICTIONARY, PLAIN = "top-k-dictionary", "top-k"
 
 
-def make_spec(images: int, top_k: int, block: int, views: int = VIEWS) -> StoreSpec:
-    """Settings of a store with one made-up teacher."""
+def make_spec(
+    images: int, top_k: int, block: int, views: int = VIEWS, kind: str = DICTIONARY
+) -> StoreSpec:
+    """Settings of a store with one made-up teacher and labels of a kind of codec."""
     codec = TopKCodec(num_classes=CLASSES, top_k=top_k)
+    if kind == DICTIONARY:
+        codec = default_codec(CLASSES, top_k, views)
     teacher = TeacherRecord(
         name=TEACHER, spec="file:made-up", library="none", version="0", arch="none",
         digest="00" * 32, licence="none", input_size=224, mean=(0.5,) * 3, std=(0.25,) * 3,
@@ -51,7 +58,7 @@ def make_spec(images: int, top_k: int, block: int, views: int = VIEWS) -> StoreS
     sampler = RandomResizedCrop()
     return StoreSpec(
         num_images=images, num_views=views, block_images=block, plane_views=min(PLANE, views),
-        segment_views=views, sampler=sampler, pixel=PixelContract(padding=sampler.padding), seed=0,
+        segment_views=views, view_codec=BOX_NUMBERS, sampler=sampler, pixel=PixelContract(padding=sampler.padding), seed=0,
         dataset={"classes": ("one",), "class_order_hash": class_order_hash(("one",)),
                  "keys_hash": "00" * 32, "num_images": images},
         teachers={TEACHER: teacher}, key_bytes=32,
@@ -61,14 +68,21 @@ def make_spec(images: int, top_k: int, block: int, views: int = VIEWS) -> StoreS
 def make_block(spec: StoreSpec, block: int) -> BlockData:
     """Labels from 74 classes an image (as in real ones), code gaps of about two bits."""
     rows, views = spec.block_rows(block), spec.num_views
-    n, k = len(rows), spec.teachers[TEACHER].codec.top_k
+    codec = spec.teachers[TEACHER].codec
+    n, k = len(rows), codec.top_k
     rng = np.random.default_rng([1, block])
     liked = rng.permuted(np.tile(np.arange(CLASSES), (n, 1)), axis=1)[:, :74]
     weight = rng.gumbel(size=(n, views, 74)) - 0.12 * np.arange(74)
     order = np.argsort(-weight, axis=-1)[..., :k]
     index = np.take_along_axis(liked[:, None].repeat(views, 1), order, -1).astype(np.uint16)
     code = np.minimum(rng.geometric(0.4, (n, views, k)).cumsum(-1), 254).astype(np.uint8)
-    tail = np.clip(rng.normal(60, 25, (n, views)), 0, 254).astype(np.uint8)
+    tail_mass = {}
+    if isinstance(codec, DictionaryCodec):
+        code -= code[..., :1]  # relative to the first class
+        mass = np.zeros((n, CLASSES), np.float32)
+        np.put_along_axis(mass, liked, rng.gamma(0.3, size=liked.shape).astype(np.float32), axis=1)
+        tail_mass[TEACHER] = mass
+    tail = codec.tail_codes(np.clip(rng.normal(0.15, 0.1, (n, views)), 0.001, 0.9))
     corner = rng.integers(0, 150, (n, views, 2))
     side = rng.integers(60, 200, (n, views, 2))
     return BlockData(
@@ -80,6 +94,7 @@ def make_block(spec: StoreSpec, block: int) -> BlockData:
         box=np.concatenate([corner, side], -1).astype(np.uint16),
         flip=rng.integers(0, 2, (n, views), dtype=np.uint8),
         labels={TEACHER: TopKLabels(index, code, tail)},
+        tail_mass=tail_mass,
     )
 
 

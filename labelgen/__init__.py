@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from labelgen.adding import add
     from labelgen.run import generate
+    from labelgen.target_options import TargetOptions
     from labelgen.teacher import load_teacher
     from labelgen.teachers import resolve
 
-__all__ = ["generate", "load_teacher", "resolve"]
+__all__ = ["TargetOptions", "add", "generate", "load_teacher", "resolve"]
 
 _HOME = {
+    "TargetOptions": "labelgen.target_options",
+    "add": "labelgen.adding",
     "generate": "labelgen.run",
     "load_teacher": "labelgen.teacher",
     "resolve": "labelgen.teachers",

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,7 +25,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from labelgen.crop_worker import CropConfig, CutUnit, map_ring
+from labelgen.crop_worker import CropConfig, CutUnit, StoredViews, map_ring
 from labelgen.plan import SEGMENT_VIEWS, Unit
 from storage.errors import TeachonceError
 
@@ -61,6 +61,8 @@ class CropPool:
     Args:
         units: in the order of their slots. keys: file of each row, relative to config.root.
         config: its `slots` are whole batches, one batch and SEGMENT_VIEWS crops at least.
+        stored: views that a unit has already; where None, the sampler draws them. Called on a
+            thread of the pool's, in the order of the units.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class CropPool:
         *,
         batch_size: int,
         workers: int,
+        stored: Callable[[Unit], StoredViews] | None = None,
     ) -> None:
+        self._stored = stored
         self._units, self._keys, self._config = units, keys, config
         self._batch_size, self._num_workers = batch_size, workers
         if config.slots % batch_size or config.slots < batch_size + SEGMENT_VIEWS:
@@ -157,7 +161,7 @@ class CropPool:
                 [sys.executable, "-P", "-c", code, *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
-                env=_worker_environment(),
+                env=package_environment() | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         connection = Connection(ours.detach())
         worker = _Worker(process, connection, deque())
@@ -197,8 +201,10 @@ class CropPool:
                 self._pending.update(self._batches(unit))
             self._dispatched = group[-1].slot + group[-1].num_views
         worker.groups.append(group)
+        stored = self._stored
+        items = [(unit, self._keys[unit.row], stored(unit) if stored else None) for unit in group]
         try:
-            worker.connection.send([(unit, self._keys[unit.row]) for unit in group])
+            worker.connection.send(items)
         except OSError:
             raise self._death(worker) from None
 
@@ -265,9 +271,9 @@ def _group(units: Iterator[Unit]) -> Iterator[list[Unit]]:
         yield group
 
 
-def _worker_environment() -> dict[str, str]:
-    """This process's environment; the worker finds the same packages and starts no threads."""
+def package_environment() -> dict[str, str]:
+    """This process's environment, for one that is to find the same packages."""
     root = str(Path(__file__).parents[1])
     known = os.environ.get("PYTHONPATH")
     path = f"{root}{os.pathsep}{known}" if known else root
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": path}

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from labelgen.blocks import Positions
 from labelgen.forward import Outputs
 from storage.certificate import LabelSample, sample_positions
 from storage.codecs import TopKCodec
@@ -34,23 +35,31 @@ class DenseOutputs:
         return isinstance(self._codec, DictionaryCodec) and self._codec.spread_classes > 0
 
     @torch.inference_mode()
-    def add(self, first: int, good: npt.NDArray[np.bool_], outputs: Outputs) -> None:
-        """Outputs of the positions from `first` on; `good` [count] which show a sound image."""
-        count = len(good)
-        picked = np.flatnonzero((self._sampled >= first) & (self._sampled < first + count))
-        if len(picked):
-            crops = torch.from_numpy(self._sampled[picked] - first).to(outputs.log_probs.device)
-            self._dense[picked] = outputs.log_probs[crops].cpu().numpy()
-        if self.wants_tails:
-            self._add_tails(first, good, outputs)
+    def add(
+        self, images: Positions, views: Positions, good: npt.NDArray[np.bool_], outputs: Outputs
+    ) -> None:
+        """Outputs of some crops of the block, in their batch's order.
 
-    def _add_tails(self, first: int, good: npt.NDArray[np.bool_], outputs: Outputs) -> None:
+        Args:
+            images, views: number of each crop's image in the block (rising), and its view.
+            good: bool [count], which show a sound image.
+        """
+        places = images * self._num_views + views
+        where = np.searchsorted(self._sampled, places)
+        found = where < len(self._sampled)
+        found[found] = self._sampled[where[found]] == places[found]
+        if found.any():
+            crops = torch.from_numpy(np.flatnonzero(found)).to(outputs.log_probs.device)
+            self._dense[where[found]] = outputs.log_probs[crops].cpu().numpy()
+        if self.wants_tails:
+            self._add_tails(images, good, outputs)
+
+    def _add_tails(self, images: Positions, good: npt.NDArray[np.bool_], outputs: Outputs) -> None:
         device, count = outputs.log_probs.device, len(good)
         if self._mass is None:
             shape = (self._images, self._codec.num_classes)
             self._mass = torch.zeros(shape, dtype=torch.float32, device=device)
         tails = outputs.tails[:count].nan_to_num(0.0)  # of masked images: 0 * NaN is NaN
-        images = np.arange(first, first + count) // self._num_views
         # one product a batch: sums by index_add_ come in any order on a GPU
         belongs = np.arange(images[0], images[-1] + 1)[:, None] == images
         belongs &= good

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from labelgen.fitting import load_into
+from labelgen.grammar import FOLDER
+from labelgen.libraries import FOLDER_WEIGHTS
 from labelgen.teachers import TeacherSpec, resolve, unavailable
-from labelgen.weights import load_into, tensor_digest
+from labelgen.weights import read_weights, tensor_digest
 from storage.errors import TeacherError, UsageError
 from storage.images import class_order_hash
 
@@ -27,9 +31,12 @@ class Teacher:
     """A network ready to label.
 
     Attributes:
-        model: uint8 crops are normalised outside; takes float [B, 3, S, S], gives [B, C].
+        model: uint8 crops are normalised outside; takes float [B, 3, S, S] with the channels in
+            spec.channel_order, gives [B, C] (an ensemble's: log of the mean probability, float32).
         precision: one of PRECISIONS; bf16 and fp16 run under autocast.
-        digest: hex SHA-256 of its tensors (labelgen.weights.tensor_digest).
+        digest: hex SHA-256 of its tensors (labelgen.weights.tensor_digest), those of dropped
+            classes included; an ensemble's: labelgen.ensemble.ensemble_digest.
+        members: an ensemble's teachers, whose networks are inside `model`; () for one network.
     """
 
     spec: TeacherSpec
@@ -37,6 +44,7 @@ class Teacher:
     device: torch.device
     precision: str
     digest: str
+    members: tuple[Teacher, ...] = ()
 
     def record(self, *, codec: TopKCodec, batch_size: int) -> TeacherRecord:
         """What a store keeps about this teacher."""
@@ -61,7 +69,27 @@ class Teacher:
             precision=self.precision,
             batch_size=batch_size,
             codec=codec,
+            channel_order=spec.channel_order,
+            class_offset=spec.class_offset,
+            revision=spec.revision,
+            members=tuple(member.describe() for member in self.members),
         )
+
+    def describe(self) -> dict[str, Any]:
+        """What a store keeps about one network of an ensemble."""
+        spec = self.spec
+        return {
+            "spec": spec.canonical,
+            "library": spec.library,
+            "version": spec.version,
+            "digest": self.digest,
+            "licence": spec.licence,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "channel_order": spec.channel_order,
+            "class_offset": spec.class_offset,
+            "revision": spec.revision,
+        }
 
 
 def load_teacher(spec: TeacherSpec | str, device: str = "auto", precision: str = "fp32") -> Teacher:
@@ -80,31 +108,59 @@ def load_teacher(spec: TeacherSpec | str, device: str = "auto", precision: str =
         raise UsageError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if target.type == "cpu" and precision in ("tf32", "fp16"):
         raise UsageError(f"--precision {precision} needs a GPU; on a CPU use fp32 or bf16")
+    load = _load_ensemble if spec.members else _load
+    return load(spec, target, precision)
+
+
+def _load(spec: TeacherSpec, device: torch.device, precision: str) -> Teacher:
     model = _build(spec)
     digest = tensor_digest(model.state_dict())
-    return wrap_model(model, spec, target, precision, digest)
+    if spec.class_offset:
+        _drop_classes(model, spec)
+    return wrap_model(model, spec, device, precision, digest)
+
+
+def _load_ensemble(spec: TeacherSpec, device: torch.device, precision: str) -> Teacher:
+    from labelgen.ensemble import MeanOfProbabilities, ensemble_digest
+
+    members = tuple(_load(member, device, precision) for member in spec.members)
+    model = MeanOfProbabilities([member.model for member in members], spec.members)
+    return wrap_model(model, spec, device, precision, ensemble_digest(members), members)
 
 
 def wrap_model(
-    model: nn.Module, spec: TeacherSpec, device: torch.device, precision: str, digest: str
+    model: nn.Module,
+    spec: TeacherSpec,
+    device: torch.device,
+    precision: str,
+    digest: str,
+    members: tuple[Teacher, ...] = (),
 ) -> Teacher:
     """Freeze a built network and check that it gives [B, C] logits at its input size."""
     import torch
 
     model = model.eval().requires_grad_(False)
     model = model.to(device=device, memory_format=torch.channels_last)
-    teacher = Teacher(spec=spec, model=model, device=device, precision=precision, digest=digest)
+    teacher = Teacher(
+        spec=spec, model=model, device=device, precision=precision, digest=digest, members=members
+    )
     _check_output(teacher)
     return teacher
 
 
 def _build(spec: TeacherSpec) -> nn.Module:
+    """The network with its weights, background classes still on."""
     from trainer.models import create
 
+    outputs = spec.num_classes + spec.class_offset
     if spec.file is not None:
-        model = create(spec.arch, spec.num_classes)
+        model = create(spec.arch, outputs)
         load_into(model, spec.file, spec.arch)
         return model
+    weights = spec.weights or ""
+    source, _, folder = weights.partition(":")
+    if source == FOLDER:
+        return _build_from_folder(spec, Path(folder), outputs)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces downloads on stdout
             if spec.library == "torchvision":
@@ -113,9 +169,51 @@ def _build(spec: TeacherSpec) -> nn.Module:
                 return models.get_model(spec.arch.removeprefix("tv:"), weights=spec.weights)
             import timm
 
-            return timm.create_model(spec.weights, pretrained=True)
+            # every output: timm would drop the classes that its configuration says, ours are kept
+            # to be dropped in one place
+            every = {"num_classes": outputs, "label_offset": 0} if spec.class_offset else None
+            return timm.create_model(weights, pretrained=True, pretrained_cfg_overlay=every)
     except (OSError, RuntimeError, ValueError) as error:  # offline errors have no common base
         raise unavailable(spec, error) from error
+
+
+def _build_from_folder(spec: TeacherSpec, folder: Path, outputs: int) -> nn.Module:
+    """timm builds what config.json says; the tensors go in as those of any other file."""
+    import timm
+
+    file = read_weights(folder / FOLDER_WEIGHTS)
+    model = timm.create_model(f"{FOLDER}:{folder}", pretrained=False, num_classes=outputs)
+    load_into(model, file, spec.arch)
+    return model
+
+
+def _drop_classes(model: nn.Module, spec: TeacherSpec) -> None:
+    """Cut the first `class_offset` outputs off the head.
+
+    Raises:
+        TeacherError: the head is no linear layer or convolution with as many outputs.
+    """
+    from torch import nn
+
+    outputs = spec.num_classes + spec.class_offset
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == outputs
+    ]
+    if not heads:
+        raise TeacherError(
+            f"teacher {spec.canonical} has no linear head of {outputs} outputs to drop "
+            f"{spec.class_offset} of: leave out --class-offset"
+        )
+    head = heads[-1]
+    for parameter in (head.weight, head.bias):
+        if parameter is not None:
+            parameter.data = parameter.data[spec.class_offset :].clone()
+    if isinstance(head, nn.Linear):
+        head.out_features = spec.num_classes
+    else:
+        head.out_channels = spec.num_classes
 
 
 def _check_output(teacher: Teacher) -> None:

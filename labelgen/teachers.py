@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labelgen.grammar import ALIASES, FILE, PLAIN, TIMM, TORCHVISION, TeacherName, parse_teacher
-from labelgen.weights import WeightsFile, infer_num_classes, read_weights
+from labelgen.fitting import build_empty
+from labelgen.grammar import ENSEMBLE, FILE, TeacherName, parse_teacher
+from labelgen.libraries import BACKGROUND_HEAD, first_line, library_settings
+from labelgen.weights import WeightsFile, read_weights
 from storage.errors import TeacherError, UsageError
 from storage.pixels import INTERPOLATIONS
 
-_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+CHANNEL_ORDERS = ("rgb", "bgr")
+# What a weights file may say of itself, and flags may say above it.
+_SETTINGS = (
+    "input_size", "mean", "std", "interpolation", "classes", "channel_order", "class_offset",
+)  # fmt: skip
+_FLAGS = {"input_size": "--size", "mean": "--mean", "std": "--std"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +35,15 @@ class TeacherSpec:
         library: package that builds the network.
         arch: what that package calls it (for trainer.models.create with a file's weights).
         file: weights to load; None when the library brings its own (`weights`).
-        input_size: side in pixels. mean, std: of RGB scaled to 0..1.
+        input_size: side in pixels.
+        mean, std: of pixels scaled to 0..1, by the network's channels in the order it takes them:
+            with "bgr" the first of three is blue's.
+        channel_order: "rgb" or "bgr".
+        num_classes: classes labelled, those of the head without the first `class_offset`.
         classes: names of the outputs in their order, None when unknown.
+        revision: commit of the repository the weights come from, None where there is none.
+        members: an ensemble's teachers; () for one network. mean, std and channel_order of an
+            ensemble are its first member's (labelgen.ensemble says what becomes of the others').
     """
 
     name: str
@@ -45,6 +60,10 @@ class TeacherSpec:
     interpolation: str
     num_classes: int
     classes: tuple[str, ...] | None
+    channel_order: str = "rgb"
+    class_offset: int = 0
+    revision: str | None = None
+    members: tuple[TeacherSpec, ...] = ()
 
     def __post_init__(self) -> None:
         if self.input_size < 1:
@@ -58,6 +77,16 @@ class TeacherSpec:
             raise UsageError(
                 f"teacher interpolation is {self.interpolation!r}; the pixel contract knows "
                 f"{', '.join(sorted(INTERPOLATIONS))}: choose one with --interpolation"
+            )
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise UsageError(
+                f"teacher channel order is {self.channel_order!r}; expected rgb or bgr"
+            )
+        if self.class_offset < 0 or self.num_classes < 1:
+            raise UsageError(
+                f"class offset is {self.class_offset} for a teacher of "
+                f"{self.num_classes + self.class_offset} outputs; expected 0 or more, fewer than "
+                "outputs: choose another --class-offset"
             )
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise UsageError(
@@ -75,21 +104,49 @@ def resolve(
     std: Sequence[float] | None = None,
     interpolation: str | None = None,
     class_names: Sequence[str] | None = None,
+    channel_order: str | None = None,
+    class_offset: int | None = None,
 ) -> TeacherSpec:
-    """Resolve a teacher's name (see labelgen.grammar) without fetching anything.
+    """Resolve a teacher's name (see labelgen.grammar) without fetching any weights.
 
     What is not given is taken from the weights file's own description, then from the
     library's data config of that architecture. Torchvision and timm heads as wide as ImageNet's
     are taken to be in its class order (measured agreement shows it, should they not be).
+    An ensemble's members take size, interpolation and class_names together; all else is a
+    member's own.
 
     Raises:
-        UsageError: unknown name (with the nearest ones), or a setting missing or out of range.
+        UsageError: unknown name (with the nearest ones), a setting missing or out of range, or
+            members of an ensemble that don't go together.
         TeacherError: the weights file can't be read or belongs to another architecture.
     """
     name = parse_teacher(spec)
-    if name.source == PLAIN and name.name.endswith(_WEIGHTS_SUFFIXES):
-        name = TeacherName(source=FILE, name=name.name)
-    path = Path(weights) if weights else None
+    given = {
+        "input_size": size, "mean": mean, "std": std, "interpolation": interpolation,
+        "classes": class_names, "channel_order": channel_order, "class_offset": class_offset,
+    }  # fmt: skip
+    if name.source == ENSEMBLE:
+        return _resolve_ensemble(name, {"weights": weights, "arch": arch, **given})
+    return _resolve_one(name, Path(weights) if weights else None, arch, given)
+
+
+def _resolve_ensemble(name: TeacherName, given: Mapping[str, Any]) -> TeacherSpec:
+    from labelgen.ensemble import join_specs
+
+    together = ("input_size", "interpolation", "classes")
+    single = [key for key, value in given.items() if key not in together and value is not None]
+    if single:
+        raise UsageError(
+            f"--{single[0].replace('_', '-')} belongs to one network, and {name} is an ensemble: "
+            "describe the member in its own weights file"
+        )
+    shared = {key: given[key] for key in together}
+    return join_specs([_resolve_one(member, None, None, shared) for member in name.members])
+
+
+def _resolve_one(
+    name: TeacherName, path: Path | None, arch: str | None, given: Mapping[str, Any]
+) -> TeacherSpec:
     if name.source == FILE:
         path = path or Path(name.name)
     file = read_weights(path) if path else None
@@ -102,35 +159,34 @@ def resolve(
                 "or a name of trainer.models such as resnet20)"
             )
         name = parse_teacher(arch)
-    base = _LIBRARIES[name.source](name, file)
-    given = {
-        "input_size": size, "mean": mean, "std": std, "interpolation": interpolation,
-        "classes": class_names,
-    }  # fmt: skip
+        if name.source in (FILE, ENSEMBLE):
+            raise UsageError(f"--arch {arch} is no architecture; expected tv:NAME, timm:NAME ...")
+    base = library_settings(name, file)
     return _assemble(name, file, base | _known(described) | _known(given))
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("input_size", "mean", "std", "interpolation", "classes")
-    return {key: settings[key] for key in keys if settings.get(key) is not None}
+    return {key: settings[key] for key in _SETTINGS if settings.get(key) is not None}
 
 
 def _assemble(
     name: TeacherName, file: WeightsFile | None, settings: Mapping[str, Any]
 ) -> TeacherSpec:
-    flags = {"input_size": "--size", "mean": "--mean", "std": "--std"}
-    for key, flag in flags.items():
+    for key, flag in _FLAGS.items():
         if key not in settings:
             raise UsageError(
                 f"the {key.replace('_', ' ')} of teacher {name} is unknown: neither its library "
                 f"nor its weights file says it; give it with {flag}"
             )
-    classes = settings.get("classes")
-    canonical = f"{settings['arch']}@file:{file.path.name}" if file else settings["canonical"]
-    bare = settings["arch"].partition(":")[2] or settings["arch"]
+    offset = _class_offset(settings)
+    num_classes = int(settings["outputs"]) - offset
+    classes = settings.get("classes") or (
+        _imagenet_classes(num_classes) if settings.get("imagenet") else None
+    )
+    short = settings.get("short_name") or settings["arch"].partition(":")[2] or settings["arch"]
     return TeacherSpec(
-        name=re.sub(r"[^A-Za-z0-9._-]", "_", bare),
-        canonical=canonical,
+        name=re.sub(r"[^A-Za-z0-9._-]", "_", short),
+        canonical=f"{settings['arch']}@file:{file.path.name}" if file else settings["canonical"],
         library=settings["library"],
         version=settings["version"],
         arch=settings["arch"],
@@ -141,129 +197,26 @@ def _assemble(
         mean=tuple(float(value) for value in settings["mean"]),  # type: ignore[arg-type]
         std=tuple(float(value) for value in settings["std"]),  # type: ignore[arg-type]
         interpolation=settings.get("interpolation", "bilinear"),
-        num_classes=int(settings["num_classes"]),
+        num_classes=num_classes,
         classes=tuple(str(value) for value in classes) if classes else None,
+        channel_order=settings.get("channel_order", "rgb"),
+        class_offset=offset,
+        revision=settings.get("revision"),
     )
+
+
+def _class_offset(settings: Mapping[str, Any]) -> int:
+    """Outputs before the first class: what is said of them, else the background of 1001."""
+    offset = settings.get("class_offset")
+    if offset is not None:
+        return int(offset)
+    nameless = not settings.get("classes") or len(settings["classes"]) == BACKGROUND_HEAD - 1
+    background = settings.get("imagenet") and settings["outputs"] == BACKGROUND_HEAD
+    return 1 if background and nameless else 0
 
 
 def _square(size: int | Sequence[int]) -> int:
     return int(size) if isinstance(size, (int, float)) else int(size[-1])
-
-
-def _torchvision(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
-    import torchvision
-    from torchvision import models
-
-    from trainer.models import unknown_name
-
-    known = models.list_models(module=models)
-    if name.name not in known:
-        raise unknown_name("torchvision teacher", name.name, known, "(tv:NAME)")
-    choices = models.get_model_weights(name.name)
-    tag = name.weights or choices.DEFAULT.name
-    if tag not in choices.__members__:
-        raise unknown_name(f"weights of tv:{name.name}", tag, list(choices.__members__))
-    transforms = choices[tag].transforms()
-    arch = f"tv:{name.name}"
-    num_classes = _file_classes(file, arch) or len(choices[tag].meta["categories"])
-    return {
-        "library": "torchvision",
-        "version": torchvision.__version__,
-        "arch": arch,
-        "canonical": f"{arch}@{tag}",
-        "weights": tag,
-        "licence": "unknown",  # torchvision states none for its weights
-        "input_size": transforms.crop_size,
-        "mean": transforms.mean,
-        "std": transforms.std,
-        "interpolation": transforms.interpolation.value,
-        "num_classes": num_classes,
-        "classes": _imagenet_classes(num_classes),
-    }
-
-
-def _timm(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
-    import timm
-    from timm.data import resolve_data_config
-
-    from trainer.models import unknown_name
-
-    if not timm.is_model(name.name.partition(".")[0]):
-        raise unknown_name("timm teacher", name.name, timm.list_models(), "(timm:NAME)")
-    try:
-        config = timm.get_pretrained_cfg(name.name)
-    except RuntimeError as error:  # the architecture exists, the tag does not
-        architecture = name.name.partition(".")[0]
-        tags = timm.list_pretrained(f"{architecture}.*") or [architecture]
-        raise unknown_name("timm teacher", name.name, tags, "(timm:NAME)") from error
-    if not file and not config.has_weights:
-        raise UsageError(
-            f"timm:{name.name} has no published weights: give a file with --weights, or one of "
-            f"timm's pretrained names ({', '.join(timm.list_pretrained()[:3])} ...)"
-        )
-    arch = f"timm:{name.name.partition('.')[0]}"
-    data = resolve_data_config(pretrained_cfg=config.to_dict())
-    num_classes = _file_classes(file, arch) or config.num_classes
-    full = f"{config.architecture}.{config.tag}" if config.tag else name.name
-    return {
-        "library": "timm",
-        "version": timm.__version__,
-        "arch": arch if file else f"timm:{full}",
-        "canonical": f"timm:{full}",
-        "weights": full,
-        "licence": config.license or "unknown",
-        "input_size": data["input_size"],
-        "mean": data["mean"],
-        "std": data["std"],
-        "interpolation": data["interpolation"],
-        "num_classes": num_classes,
-        "classes": config.label_names or _imagenet_classes(num_classes),
-    }
-
-
-def _own(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from trainer.models import names, unknown_name
-
-    if name.name not in names():
-        from torchvision import models
-
-        torchvision_names = (f"tv:{each}" for each in models.list_models(module=models))
-        known = sorted({*ALIASES, *names(), *torchvision_names})
-        raise unknown_name("teacher", name.name, known, "(see labelgen teachers)")
-    if not file:
-        raise UsageError(
-            f"teacher {name.name} has no published weights: give a file with --weights"
-        )
-    try:
-        release = version("teachonce")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        release = "unknown"
-    return {
-        "library": "teachonce",
-        "version": release,
-        "arch": name.name,
-        "num_classes": _file_classes(file, name.name),
-    }
-
-
-_LIBRARIES: dict[str, Callable[[TeacherName, WeightsFile | None], dict[str, Any]]] = {
-    TORCHVISION: _torchvision,
-    TIMM: _timm,
-    PLAIN: _own,
-}
-
-
-def _file_classes(file: WeightsFile | None, arch: str) -> int | None:
-    """Number of classes of a weights file: what it says, else what its tensors show."""
-    if file is None:
-        return None
-    if "num_classes" in file.metadata:
-        return int(file.metadata["num_classes"])
-    from trainer.models import create
-
-    return infer_num_classes(file, lambda num_classes: create(arch, num_classes), arch)
 
 
 def _imagenet_classes(num_classes: int) -> tuple[str, ...] | None:
@@ -274,11 +227,21 @@ def _imagenet_classes(num_classes: int) -> tuple[str, ...] | None:
     return tuple(ImageNetInfo(subset).label_names()) if subset else None
 
 
+def count_parameters(spec: TeacherSpec) -> int:
+    """Parameters of the network, background classes included, built without storage."""
+    from trainer.models import create
+
+    if spec.members:
+        return sum(count_parameters(member) for member in spec.members)
+    outputs = spec.num_classes + spec.class_offset
+    model = build_empty(partial(create, spec.arch), outputs)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def unavailable(spec: TeacherSpec, error: Exception) -> TeacherError:
     """Weights that can't be fetched: offline, or the server refuses."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return TeacherError(
         f"the weights of {spec.canonical} are not on this machine and can't be fetched "
-        f"({type(error).__name__}: {reason[:120]}): run once where there is a network, or give "
+        f"({first_line(error)}): run once where there is a network, or give "
         "the weights as a file with --weights"
     )

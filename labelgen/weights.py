@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,11 +19,13 @@ from storage.errors import TeacherError, UsageError
 from trainer.models import METADATA_KEY
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+# Where training scripts put the tensors inside a checkpoint; the first that holds a dict is taken.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 # BatchNorm's counter takes no part in inference; converted files often leave it out.
-_NOT_NEEDED = "num_batches_tracked"
+NOT_NEEDED = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read_weights(path: Path) -> WeightsFile:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return WeightsFile(path, load_file(path), metadata)
+        return WeightsFile(path, _strip_prefixes(load_file(path)), metadata)
     import torch
 
     try:
@@ -101,75 +103,20 @@ def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded:
         raise TeacherError(f"{path} holds no state dict: save model.state_dict()")
     tensors = {str(name): value for name, value in loaded.items() if torch.is_tensor(value)}
-    if tensors and all(name.startswith("module.") for name in tensors):  # saved from DDP
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
-
-
-def infer_num_classes(file: WeightsFile, create: Callable[[int], nn.Module], arch: str) -> int:
-    """Number of classes of a weights file: the size of the tensor that grows with it.
-
-    Two models of different widths are built without storage; the first tensor whose shape
-    differs is the classifier, whatever the architecture calls it.
-
-    Raises:
-        TeacherError: the file has no such tensor.
-    """
-    import torch
-
-    with torch.device("meta"):
-        few, more = create(7).state_dict(), create(11).state_dict()
-    for name, tensor in few.items():
-        for axis, (size, larger) in enumerate(zip(tensor.shape, more[name].shape, strict=True)):
-            if size == larger:
-                continue
-            found = file.tensors.get(name)
-            if found is None or found.ndim != tensor.ndim:
-                raise TeacherError(
-                    f"{file.path} does not fit {arch}: tensor {name!r} (the classifier) is "
-                    f"{'missing' if found is None else f'of shape {list(found.shape)}'}; "
-                    "give the architecture of these weights with --arch"
-                )
-            return int(found.shape[axis]) - (size - 7)
-    raise TeacherError(f"{arch} has no classifier whose size follows the number of classes")
-
-
-def load_into(model: nn.Module, file: WeightsFile, arch: str) -> None:
-    """Copy the tensors of a file into a model, all of them or none.
-
-    Raises:
-        TeacherError: naming the first tensor that does not fit, with both shapes.
-    """
-    expected = model.state_dict()
-    problems = [
-        text
-        for name, tensor in expected.items()
-        if (text := _problem(name, tensor, file.tensors.get(name)))
-    ]
-    problems += [
-        f"tensor {name!r} {list(tensor.shape)} is not in the model"
-        for name, tensor in file.tensors.items()
-        if name not in expected
-    ]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if not tensors:
         raise TeacherError(
-            f"{file.path} does not fit {arch}: {problems[0]}{more}; "
-            "give the architecture of these weights with --arch"
+            f"{path} holds no state dict (found {', '.join(map(str, list(loaded)[:3]))}): save "
+            f"model.state_dict(), alone or under one of {', '.join(_WRAPPERS)}"
         )
-    model.load_state_dict(dict(file.tensors), strict=False)
+    return _strip_prefixes(tensors)
 
 
-def _problem(name: str, expected: Tensor, found: Tensor | None) -> str | None:
-    if found is None:
-        missing = f"tensor {name!r} {list(expected.shape)} is missing from the file"
-        return None if name.endswith(_NOT_NEEDED) else missing
-    if found.shape != expected.shape:
-        return (
-            f"tensor {name!r} is {list(found.shape)} in the file, "
-            f"{list(expected.shape)} in the model"
-        )
-    return None
+def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without a wrapper's prefix, where every one of them has it (one after the other)."""
+    for prefix in _PREFIXES * 2:  # compiled inside or outside of the other
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -181,7 +128,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        if name.endswith(_NOT_NEEDED):
+        if name.endswith(NOT_NEEDED):
             continue
         tensor = tensors[name].detach().cpu().contiguous()
         header = f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0"

@@ -87,6 +87,21 @@ def plain_outputs(store: LabelStore, teacher: Teacher, root: Path) -> tuple[np.n
     return np.stack(boxes), np.concatenate(rows).reshape(shape)
 
 
+def plain_crops(store: LabelStore, teacher: Teacher, root: Path, row: int) -> np.ndarray:
+    """The crops uint8 [M, S, S, 3] of a sound image, cut by its stored boxes."""
+    spec = store.spec
+    plane = store.read_plane(0, spec.num_views)
+    image = decode_rgb((root / store.read_images().key[row]).read_bytes())
+    padded = pad_image(image, spec.pixel.padding)
+    size, interpolation = teacher.spec.input_size, spec.pixel.interpolation
+    return np.stack(
+        [
+            cut_view(padded, box, bool(flip), size, interpolation)
+            for box, flip in zip(plane.box[row], plane.flip[row], strict=True)
+        ]
+    )
+
+
 def jpeg_bytes(pixels: np.ndarray) -> bytes:
     """Encode uint8 [H, W, 3]."""
     buffer = io.BytesIO()

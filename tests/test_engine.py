@@ -22,7 +22,8 @@ from labelgen.crop_pool import CropPool, DeadWorkerError, StoppedError
 from labelgen.crop_worker import CropConfig
 from labelgen.engine import ring_batches
 from labelgen.forward import top_k_by_id
-from labelgen.plan import SEGMENT_VIEWS, plan_batches, plan_units
+from labelgen.labelling import positions
+from labelgen.plan import SEGMENT_VIEWS, plan_batches, plan_units, view_spans
 from labelgen.run import generate
 from labelgen.teacher import load_teacher
 from labelgen.teachers import resolve
@@ -45,26 +46,40 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 @given(
     num_rows=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     num_views=st.integers(1, 300),
+    target_views=st.lists(st.integers(1, 300), max_size=3),
     batch_size=st.integers(1, 70),
 )
 @settings(max_examples=60, deadline=None)
 def test_units_fill_exactly_the_used_slots_of_all_batches(
-    num_rows: list[int], num_views: int, batch_size: int
+    num_rows: list[int], num_views: int, target_views: list[int], batch_size: int
 ) -> None:
     starts = np.cumsum([0, *num_rows])
     blocks = [(b, range(int(starts[b]), int(starts[b + 1]))) for b in range(len(num_rows))]
-    used = [
-        slot
-        for batch in plan_batches(blocks, num_views, batch_size)
-        for slot in range(batch.number * batch_size, batch.number * batch_size + batch.count)
-    ]
-    cut, views = [], []
-    for unit in plan_units(blocks, num_views, batch_size):
+    spans = view_spans(num_views, [min(each, num_views) for each in target_views])
+    crop_in = {}  # slot -> (row, view), as the engine reads a batch
+    for batch in plan_batches(blocks, spans, batch_size):
+        images, views = positions(batch)
+        first = batch.number * batch_size
+        rows = starts[batch.block] + images
+        crop_in |= dict(
+            zip(range(first, first + batch.count), zip(rows, views, strict=True), strict=True)
+        )
+    cut = {}
+    for unit in plan_units(blocks, spans, batch_size):
         assert 1 <= unit.num_views <= SEGMENT_VIEWS
-        cut += range(unit.slot, unit.slot + unit.num_views)
-        views += [(unit.row, unit.first_view + j) for j in range(unit.num_views)]
-    assert cut == used
-    assert views == [(row, v) for row in range(sum(num_rows)) for v in range(num_views)]
+        for j in range(unit.num_views):
+            assert unit.slot + j not in cut
+            cut[unit.slot + j] = (unit.row, unit.first_view + j)
+    assert cut == crop_in
+    assert sorted(cut.values()) == [
+        (row, v) for row in range(sum(num_rows)) for v in range(num_views)
+    ]
+
+
+def test_spans_end_where_a_target_ends() -> None:
+    assert view_spans(10) == (range(10),)
+    assert view_spans(10, [4, 2, 4]) == (range(2), range(2, 4), range(4, 10))
+    assert view_spans(8, [8]) == (range(8),)
 
 
 @given(st.data())
@@ -345,7 +360,7 @@ def make_pool(root: Path, keys: list[str], workers: int, batch_size: int = 8) ->
         root=str(root), sampler=RandomResizedCrop().to_json(), seed=0, size=16,
         interpolation="bilinear", slots=ring_batches(batch_size) * batch_size,
     )  # fmt: skip
-    units = plan_units([(0, range(len(keys)))], 400, batch_size)
+    units = plan_units([(0, range(len(keys)))], view_spans(400), batch_size)
     return CropPool(units, keys, config, batch_size=batch_size, workers=workers)
 
 

@@ -39,11 +39,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "import time\n"
         "import labelgen.forward as forward\n"
         "from labelgen.cli import main\n"
-        "call = forward.Forward.__call__\n"
-        "def slow(self, pixels):\n"
+        "logits = forward.Forward.logits\n"
+        "def slow(self, batch):\n"
         "    time.sleep(0.05)\n"
-        "    return call(self, pixels)\n"
-        "forward.Forward.__call__ = slow\n"
+        "    return logits(self, batch)\n"
+        "forward.Forward.logits = slow\n"
         "main()\n"
     )
     root = Path(__file__).resolve().parents[1]
@@ -123,10 +123,10 @@ def test_run_killed_five_times_gives_the_same_root(
 
 
 @pytest.mark.long
-def test_run_killed_twenty_times_gives_the_same_root(
+def test_run_killed_thirty_times_gives_the_same_root(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    kill_and_resume(tmp_path, environment, kills=20)
+    kill_and_resume(tmp_path, environment, kills=30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

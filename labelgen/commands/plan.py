@@ -1,0 +1,93 @@
+"""`labelgen plan`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labelgen.augment_options import augment_from_options, augment_options
+from labelgen.commands.options import load_teacher_from, teacher_options
+from storage.cli_common import (
+    DEFAULT_STORE,
+    device_option,
+    json_option,
+    print_result,
+    resolve_data,
+    sampler_from_options,
+    seed_option,
+    view_options,
+    workers_option,
+)
+
+
+@click.command()
+@teacher_options(required=True)
+@click.option("--data", type=click.Path(), default=None,
+              help="Image folder [default: $TEACHONCE_DATA, else ./data].")  # fmt: skip
+@click.option("--out", type=click.Path(), default=DEFAULT_STORE, show_default=True,
+              help="Where the label store would be written; nothing is written there.")  # fmt: skip
+@click.option("--crops", type=click.IntRange(1), default=500, show_default=True,
+              help="Views labelled of every image.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1), default=None,
+              help="Classes kept a label [default: 10, or all if there are fewer].")  # fmt: skip
+@view_options
+@augment_options
+@click.option("--batch-size", type=click.IntRange(1), default=None,
+              help="Crops a forward pass [default: what `run` would take].")  # fmt: skip
+@click.option("--block-images", type=click.IntRange(1), default=None,
+              help="Images written at once.")  # fmt: skip
+@click.option("--probe-crops", type=click.IntRange(1), default=512, show_default=True,
+              help="Crops labelled to find out, at least; 12 batches are the least.")  # fmt: skip
+@seed_option
+@workers_option
+@device_option
+@json_option
+def plan(
+    data: str | None,
+    out: str,
+    crops: int,
+    top_k: int | None,
+    batch_size: int | None,
+    block_images: int | None,
+    probe_crops: int,
+    seed: int,
+    workers: int | None,
+    as_json: bool,
+    views: str,
+    scale: tuple[float, float],
+    padding: int,
+    flip: bool,
+    ratio: tuple[float, float],
+    crop_ratio: float,
+    randaugment: tuple[int, int] | None,
+    colour_jitter: tuple[float, float, float, float] | None,
+    lighting: float | None,
+    erasing: float | None,
+    erasing_fill: tuple[int, int, int] | None,
+    **teacher_options: Any,
+) -> int:
+    """Say what a run will need: bytes, files, device hours; exit 1 if the disk is too small."""
+    from labelgen.planning import plan_run, plan_text
+    from labelgen.settings import build_spec, choose_batch_size, stored_batch_size
+    from storage.images import scan_folder
+
+    folder, store = scan_folder(resolve_data(data)), Path(out)
+    teacher = load_teacher_from(**teacher_options)
+    if batch_size is None:
+        batch_size = stored_batch_size(store, teacher.spec.name) or choose_batch_size(teacher)
+    spec = build_spec(
+        folder, teacher, crops=crops, top_k=top_k, seed=seed,
+        sampler=sampler_from_options(views, scale, padding, flip, ratio, crop_ratio),
+        augment=augment_from_options(randaugment, colour_jitter, lighting, erasing, erasing_fill),
+        batch_size=batch_size, block_images=block_images,
+    )  # fmt: skip
+    found = plan_run(
+        teacher, folder, spec, store, workers=workers or os.cpu_count() or 1,
+        probe_crops=probe_crops,
+    )  # fmt: skip
+    report = {"device": str(teacher.device), "teacher": teacher.spec.canonical, **found.to_json()}
+    print_result(report, as_json, plan_text(found, str(teacher.device)))
+    return 0 if found.fits else 1
