@@ -120,14 +120,15 @@ def likely_cause(causes: Sequence[Cause]) -> Cause | None:
 
 
 def _pixel_causes(evidence: Evidence) -> Iterator[Cause]:
-    for kind, detail, way_out, changed in _other_pixels(evidence.spec):
+    for kind, detail, way_out, changed in other_pixels(evidence.spec):
         predicted = evidence.predict(changed)
         if predicted is not None:
             truth = evidence.mapping[evidence.target[: len(predicted)]]
             yield evidence.cause(kind, detail, way_out, predicted == truth)
 
 
-def _other_pixels(spec: TeacherSpec) -> Iterator[tuple[str, str, str, TeacherSpec]]:
+def other_pixels(spec: TeacherSpec) -> Iterator[tuple[str, str, str, TeacherSpec]]:
+    """Settings that a teacher's may be mistaken for: (kind, detail, way out, settings)."""
     turned = "rgb" if spec.channel_order == "bgr" else "bgr"
     yield (
         "channel order", turned, f"give --channel-order {turned}",

@@ -11,6 +11,7 @@ from labelgen.commands.preview import preview
 from labelgen.commands.run import run
 from labelgen.commands.stats import stats
 from labelgen.commands.teachers import teachers
+from labelgen.commands.verify import verify
 from storage.cli_common import run_cli
 
 
@@ -19,10 +20,14 @@ def cli() -> None:
     """Label images once with a teacher, for any number of students."""
 
 
-for command in (run, add, teachers, preview, stats, plan, doctor):
+for command in (run, add, teachers, preview, stats, plan, doctor, verify):
     cli.add_command(command)
 
 
 def main() -> None:
     """Entry point of `labelgen`."""
     run_cli(cli, "labelgen")
+
+
+if __name__ == "__main__":
+    main()

@@ -58,8 +58,8 @@ class Job:
 
     Attributes:
         spec: of the store. folder: with a key for every row.
-        blocks: their numbers. It is walked through twice at a time, on two threads, each block
-            asked for when its turn comes.
+        blocks: their numbers, none twice. It is walked through twice at a time, on two threads,
+            each block asked for when its turn comes.
         num_views: views that are forwarded, from the store's first on.
         batch_size: crops a forward. size, interpolation: of the crops.
         codecs: of the labels wanted, by teacher. plans: targets wanted.

@@ -209,9 +209,9 @@ def _flat_config(saved: Mapping[str, Any]) -> dict[str, Any]:
 def _own(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
-    from trainer.models import names, unknown_name
+    from trainer.models import BRANCHED, names, unknown_name
 
-    if name.name not in names():
+    if name.name not in names() and not name.name.startswith(BRANCHED):
         from torchvision import models
 
         torchvision_names = (f"tv:{each}" for each in models.list_models(module=models))

@@ -167,7 +167,8 @@ class Dictionaries:
         if ((position >= size) & ~absent).any():
             raise ValueError("a label names a class beyond its image's list")
         where = np.repeat(start, V) + position
-        where[:, absent] = 0
-        found = self.flat[where] if len(self.flat) else np.zeros_like(position)
-        found[:, absent] = NO_INDEX
-        out.reshape(-1, k)[:] = found.T
+        if len(self.flat):  # "clip" reaches no label that was refused above
+            position = np.take(self.flat, where, mode="clip")
+        if absent.any():
+            position[:, absent] = NO_INDEX
+        out.reshape(-1, k)[:] = position.T

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from hub_server import UploadHub
 from remote_helpers import assert_same, connect, publish
 
 from storage.errors import StoreError
+from storage.manifest import read_manifest
 from storage.remote.location import RemoteError
+from storage.remote.pull import pull
 from storage.remote.push import push
+from storage.verify import verify
 
 hub = pytest.importorskip("huggingface_hub")
+# the client's own calls of httpx; and it shows a bar for every file
+quiet_client = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -148,3 +154,58 @@ def test_a_damaged_store_is_not_pushed_to_the_hub(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="images/target"):
         push(local.path, "hf://datasets/lab/labels")
     assert not FakeApi.calls
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    with UploadHub() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_notatoken")
+        yield server
+
+
+@quiet_client
+def test_what_is_pushed_to_the_hub_is_read_and_pulled_from_there(uploads, tmp_path):
+    local = publish(tmp_path / "s", chunks=False)
+    (local.path / "README.md").write_text("a card\n")
+    push(local.path, "hf://datasets/lab/labels@main/r152.zarr")
+    assert uploads.puts > 0, "else no file went the way of large ones"
+    names = {name.removeprefix("r152.zarr/") for name in uploads.files}
+    about = {"manifest.json", "chunks.json", "README.md"}
+    assert names == about | set(read_manifest(local.path).objects)
+    remote = connect("hf://datasets/lab/labels@main/r152.zarr", tmp_path / "cache")
+    assert_same(remote, local, 2, 2)
+    pull(connect("hf://datasets/lab/labels/r152.zarr", tmp_path / "c2", whole=True), tmp_path / "p")
+    assert verify(tmp_path / "p", full=True).root == read_manifest(local.path).root
+
+
+@quiet_client
+def test_no_commit_on_the_way_to_the_hub_holds_half_a_store(uploads, tmp_path):
+    local = publish(tmp_path / "s", chunks=False)
+    push(local.path, "hf://datasets/lab/labels/r152.zarr")
+    whole = {f"r152.zarr/{name}" for name in read_manifest(local.path).objects}
+    assert len(uploads.order) > 1
+    for commit in uploads.order:
+        files = set(uploads.commits[commit])
+        assert whole <= files or "r152.zarr/manifest.json" not in files
+
+
+@quiet_client
+def test_a_push_to_the_hub_that_broke_off_goes_on_with_what_it_lacks(uploads, tmp_path):
+    local = publish(tmp_path / "s", chunks=False)
+    uploads.refuse = [403] * 3
+    with pytest.raises(RemoteError, match="hf://datasets/lab/labels"):
+        push(local.path, "hf://datasets/lab/labels/r152.zarr")
+    assert "r152.zarr/manifest.json" not in uploads.files
+    uploads.refuse = []
+    kept, before = len(uploads.stored), uploads.puts
+    push(local.path, "hf://datasets/lab/labels/r152.zarr")
+    assert uploads.puts - before == len(uploads.stored) - kept  # nothing was sent again
+    again = uploads.puts
+    push(local.path, "hf://datasets/lab/labels/r152.zarr")
+    assert uploads.puts == again

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from remote_helpers import FAST, assert_same, connect, publish
 from store_helpers import fill_store
-from web_servers import FileServer, create_bucket, s3_server
+from web_servers import FileServer, GoogleServer, create_bucket, s3_server
 
 from storage.commands.remote import COMMANDS
 from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
@@ -278,3 +278,39 @@ def test_a_bucket_that_is_not_there_is_named(s3, bucket, local, tmp_path):
             transport=Transport("s3://nowhere/x", FAST),
         )
     shutil.rmtree(tmp_path / "pushes", ignore_errors=True)
+
+
+@pytest.fixture
+def google(tmp_path, monkeypatch):
+    """(server, address) with a key file that names the server, as for Google's emulators."""
+    with GoogleServer() as server:
+        key = {"gcs_base_url": server.url, "disable_oauth": True, "client_email": "",
+               "private_key": "", "private_key_id": ""}  # fmt: skip
+        (tmp_path / "key.json").write_text(json.dumps(key))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+        yield server, "gs://lab/labels/store.zarr"
+
+
+def test_a_store_goes_to_google_and_is_read_and_pulled_from_there(local, google, tmp_path):
+    server, address = google
+    options = {"cache": tmp_path / "cache"}
+    report = push(local.path, address, transport=Transport(address, FAST), **options)
+    names = {name.removeprefix("lab/labels/store.zarr/") for name in server.objects}
+    assert names == set(read_manifest(local.path).objects) | {CHUNKS, MANIFEST}
+    remote = connect(address, tmp_path / "cache")
+    assert remote._digests
+    assert_same(remote, local, 2, 2)
+    pull(connect(address, tmp_path / "cache", whole=True), tmp_path / "copy")
+    assert files(tmp_path / "copy") == files(local.path)
+    again = push(local.path, address, **options)
+    assert (again.sent, again.kept) == (0, report.sent)
+
+
+def test_another_store_at_google_is_replaced_only_when_asked(local, google, tmp_path):
+    other = publish(tmp_path / "other.zarr", chunks=False, seed=9)
+    push(other.path, google[1], cache=tmp_path / "cache")
+    with pytest.raises(StoreError, match="another store"):
+        push(local.path, google[1], cache=tmp_path / "cache")
+    push(local.path, google[1], overwrite=True, cache=tmp_path / "cache")
+    root = read_manifest(local.path).root
+    assert connect(google[1], tmp_path / "c2").manifest.root == root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.server
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +135,73 @@ def s3_server() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, port):
         yield f"http://127.0.0.1:{port}"
+
+
+class GoogleServer:
+    """Objects of Google Cloud Storage in memory, by the part of its XML API that obstore speaks:
+    PUT, GET with ranges, HEAD and DELETE of /BUCKET/OBJECT. No accounts, no lists."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                name = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")
+                status, data, headers = outer.answer(self, name, body)
+                self.send_response(status)
+                for key, value in {"Content-Length": str(len(data)), **headers}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            do_GET = do_HEAD = do_PUT = do_DELETE = handle_any  # noqa: N815 - http.server's names
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> GoogleServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def answer(
+        self, request: http.server.BaseHTTPRequestHandler, name: str, body: bytes
+    ) -> tuple[int, bytes, dict[str, str]]:
+        if request.command == "PUT":
+            self.objects[name] = body
+            return 200, b"", {"ETag": tag_of(body)}
+        data = self.objects.get(name)
+        if data is None:
+            return 404, b"<Error><Code>NoSuchKey</Code></Error>", {}
+        if request.command == "DELETE":
+            del self.objects[name]
+            return 204, b"", {}
+        headers = {"ETag": tag_of(data), "Last-Modified": "Sat, 21 Nov 2026 08:00:00 GMT"}
+        asked = request.headers.get("Range")
+        if not asked:
+            return 200, data, headers
+        first, last = (int(x) for x in asked.removeprefix("bytes=").split("-"))
+        headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
+        return 206, data[first : last + 1], headers
+
+
+def tag_of(data: bytes) -> str:
+    """An entity tag."""
+    return f'"{hashlib.md5(data).hexdigest()}"'
 
 
 def free_port() -> int:

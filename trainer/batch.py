@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,3 +32,4 @@ class Batch:
     target: Tensor  # int64 [B], -1 where an image has no class
     labels: TopKTarget | None
     features: Tensor | None = None  # float32 [B, r] of the teacher, in the store's space
+    targets: Mapping[str, Tensor] | None = None  # float32 [B, ...], a target's parts by name

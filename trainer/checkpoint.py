@@ -49,11 +49,15 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
         SafetensorError,
     ) as error:  # torch and safetensors have their own
         temporary.unlink(missing_ok=True)
-        reason = str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"{path} can't be written ({reason}): free some space and run the same command again; "
-            "the last checkpoint is kept"
+            f"{path} can't be written ({_first_line(error)}): free some space and run the same "
+            "command again; the last checkpoint is kept"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Of an error's text; its type where it has none (an empty file's EOFError)."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def save_student(
@@ -83,9 +87,22 @@ def load_student(path: Path) -> tuple[nn.Module, StudentConfig]:
             f"{path} does not say which network it is (no {METADATA_KEY!r} entry in its header): "
             "give a student.safetensors written by `trainer fit`"
         )
-    config = StudentConfig.from_json(json.loads(header))
+    try:
+        config = StudentConfig.from_json(json.loads(header))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} has a header that does not describe a student ({error!r}): give a "
+            "student.safetensors written by `trainer fit`"
+        ) from error
     student = models.create(config.arch, config.num_classes)
-    student.load_state_dict(tensors)
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UsageError(
+            f"{path} says it is {config.arch} with {config.num_classes} classes, but its tensors "
+            f"are another network's ({first[0].strip()[:200]}): train it again, or give another"
+        ) from error
     return student, config
 
 
@@ -107,7 +124,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
         theirs = json.loads(state["config"])
     except Exception as error:  # torch raises many types on damaged files
         raise TrainingError(
-            f"{path} is damaged and can't be resumed from ({str(error).splitlines()[0]}): "
+            f"{path} is damaged and can't be resumed from ({_first_line(error)}): "
             "start over with --overwrite, or give another --out"
         ) from error
     other = differences(json.loads(json.dumps(config.to_json())), theirs)

@@ -7,10 +7,18 @@ from typing import Any
 
 from storage.errors import UsageError
 
-METHODS = ("fkd", "ferkd", "kdep", "meal", "supervised")
-LABEL_METHODS = ("fkd", "ferkd", "meal")  # learn from top-k labels; kdep from features
+METHODS = ("fkd", "ferkd", "hsakd", "hsakd-online", "hsakd-teacher", "kdep", "meal", "scalekd",
+           "supervised")  # fmt: skip
+FOLDER_METHODS = ("hsakd-online", "hsakd-teacher", "supervised")  # learn the folder's own classes
+LABEL_METHODS = ("fkd", "ferkd", "meal", "scalekd")  # learn from top-k labels
+# what methods learn from beside, or alone
+TARGET_KINDS = {"hsakd": "heads", "kdep": "features", "scalekd": "tokens"}
+HSAKD_TEACHER_MODES = ("joint", "frozen")
 KDEP_ALIGNMENTS = ("svd", "linear")
 KDEP_SCALINGS = ("pts", "none")
+SCALEKD_LOGITS = ("auto", "labels", "mean")
+SCALEKD_TASKS = ("ce", "bce")
+SCALEKD_NORMS = ("batch", "layer")
 OPTIMIZERS = ("sgd", "adamw")  # or timm:NAME
 SCHEDULES = ("cosine", "step", "linear", "constant")
 PRECISIONS = ("fp32", "bf16")
@@ -216,6 +224,89 @@ class KdepConfig:
             _require(value > 0, f"kdep.{name} is {value}; expected a positive number")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HsakdConfig:
+    """HSAKD's students: T of the KL terms; target: which heads of a store with several."""
+
+    target: str | None = None
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.temperature > 0,
+            f"hsakd.temperature is {self.temperature}; expected a positive number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HsakdTeacherConfig:
+    """HSAKD's teacher: `joint`, all together; `frozen`, branches alone on a finished network."""
+
+    mode: str = "joint"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.mode in HSAKD_TEACHER_MODES,
+            f"hsakd_teacher.mode is {self.mode!r}; expected one of "
+            f"{', '.join(HSAKD_TEACHER_MODES)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalekdConfig:
+    """ScaleKD's losses and projectors.
+
+    target: which tokens of a store with several.
+    s3_..., s4_...: weights of a mean over tokens (times T of the published sums over T tokens), of
+        the tokens as they are (spat) and less their mean (alt); 0 leaves one out.
+    kd_weight: a of the logit term; the task's own loss weighs 1 - a. logits: the teacher's from
+        the stored `labels`, from the stored `mean` token, or from the mean where it has them.
+    s3_heads, s4_heads, softmax_scale, norm: of the projectors' attention and stem.
+    task: "ce" with label `smoothing`, or "bce" summed over classes.
+    """
+
+    target: str | None = None
+    s3_spat_weight: float = 3.92
+    s3_alt_weight: float = 2.94
+    s4_spat_weight: float = 3.92
+    s4_alt_weight: float = 2.94
+    kd_weight: float = 0.5
+    logits: str = "auto"
+    s3_heads: int = 8
+    s4_heads: int = 8
+    softmax_scale: float = 5.0
+    norm: str = "batch"
+    task: str = "ce"
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("logits", SCALEKD_LOGITS), ("task", SCALEKD_TASKS), ("norm", SCALEKD_NORMS),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _require(
+                value in known, f"scalekd.{name} is {value!r}; expected one of {', '.join(known)}"
+            )
+        weights = (*self.weights("spat"), *self.weights("alt"))
+        _require(min(weights) >= 0, f"scalekd's weights are {weights}; expected none below 0")
+        _require(max(weights) > 0, "scalekd's weights are all 0: use --method fkd for labels alone")
+        for name in ("kd_weight", "smoothing"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"scalekd.{name} is {value}; expected 0 to 1")
+        for name in ("s3_heads", "s4_heads", "softmax_scale"):
+            value = getattr(self, name)
+            _require(value > 0, f"scalekd.{name} is {value}; expected a positive number")
+        _require(
+            self.task == "ce" or not self.smoothing,
+            f"scalekd.smoothing is {self.smoothing}, and scalekd.task bce has none",
+        )
+
+    def weights(self, view: str) -> tuple[float, float]:
+        """Of stage 3 and stage 4 in a view, "spat" or "alt"."""
+        spat = self.s3_spat_weight, self.s4_spat_weight
+        return spat if view == "spat" else (self.s3_alt_weight, self.s4_alt_weight)
+
+
 def default_optim(name: str, batch_size: int) -> OptimConfig:
     """Published settings scaled to the batch.
 
@@ -267,6 +358,13 @@ class StudentConfig:
     def __post_init__(self) -> None:
         _require(self.num_classes >= 1, f"the student has {self.num_classes} classes")
         _require(8 <= self.input_size <= 4096, f"--size is {self.input_size}; expected 8 to 4096")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            _require(
+                len(values) == 3 and (name == "mean" or min(values) > 0),
+                f"student.{name} is {list(values)}; expected three numbers"
+                f"{', all above 0' * (name == 'std')}",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -310,10 +408,14 @@ class StudentChoices:
     """Section `student`: which network, for crops of which side; None: chosen by the data.
 
     init: safetensors file that its weights begin from; None: random.
+    mean, std: of the pixels it is shown, by channel and in 0 to 1; None: the teacher's, else
+        ImageNet's.
     """
 
     arch: str | None = None
     input_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     init: str | None = None
 
 
@@ -328,6 +430,9 @@ SECTIONS: dict[str, Any] = {
     "ferkd": FerkdConfig,
     "meal": MealConfig,
     "kdep": KdepConfig,
+    "hsakd": HsakdConfig,
+    "hsakd_teacher": HsakdTeacherConfig,
+    "scalekd": ScalekdConfig,
 }
 
 
@@ -345,6 +450,9 @@ class TrainConfig:
     ferkd: FerkdConfig = field(default_factory=FerkdConfig)
     meal: MealConfig = field(default_factory=MealConfig)
     kdep: KdepConfig = field(default_factory=KdepConfig)
+    hsakd: HsakdConfig = field(default_factory=HsakdConfig)
+    hsakd_teacher: HsakdTeacherConfig = field(default_factory=HsakdTeacherConfig)
+    scalekd: ScalekdConfig = field(default_factory=ScalekdConfig)
     epochs: int
     batch_size: int  # crops per optimiser step
     views_per_image: int
@@ -377,6 +485,15 @@ class TrainConfig:
         _require(
             self.mix.kind == "none" or self.labels is not None,
             f"mix.kind {self.mix.kind} mixes stored labels: give a label store with --labels",
+        )
+        _require(
+            self.method != "hsakd-teacher" or self.hsakd_teacher.mode == "joint" or bool(self.init),
+            "hsakd_teacher.mode frozen keeps a finished network as it is: give its weights with "
+            "--init",
+        )
+        _require(
+            self.mix.kind == "none" or self.method != "scalekd",
+            f"mix.kind is {self.mix.kind}, and tokens of mixed crops aren't stored: leave it none",
         )
         _require(
             self.mix.partner == "batch" or self.views_per_image > 1,

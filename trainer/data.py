@@ -23,7 +23,7 @@ from trainer.labels import as_label_type, decode_topk
 from trainer.mean_tails import MeanTails, read_mean_tails
 from trainer.plan import EpochPlan, share_of_rank
 from trainer.replay.beton import Beton
-from trainer.targets import TargetPlane, read_target_plane
+from trainer.targets import StoredTarget, TargetPlane, read_target_plane, stored_target
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrainingData:
     tail_table: npt.NDArray[np.float32] | None = None
     mean_tails: MeanTails | None = None
     augment: Augment | None = None
-    features: TargetRecord | None = None  # the target that the method learns from
+    features: StoredTarget | None = None  # the target that the method learns from
     notes: tuple[str, ...] = ()
     # asks a store that lies elsewhere for an epoch's plane ahead of time
     prefetch: Callable[[EpochPlan], None] = lambda _plan: None
@@ -164,7 +164,7 @@ def join_store(
         tail_table=None if teacher is None else spec.teachers[teacher].codec.tail_table(),
         mean_tails=None if teacher is None else read_mean_tails(store, teacher, spread),
         augment=spec.augment,
-        features=features,
+        features=None if features is None else stored_target(store, features),
         notes=notes,
         prefetch=lambda plan: store.prefetch(plan.first_view, plan.num_views, teacher),
     )
@@ -310,11 +310,13 @@ class BatchSource:
             images, rows = images[torch.from_numpy(keep)], rows[keep]
         views = images.shape[1]
         target = torch.from_numpy(np.repeat(self.data.target[rows], views)).to(self.device)
-        features = None
-        if tables.features is not None:
-            features = tables.features.batch(rows, self.device)[VALUE]
+        parts = None if tables.features is None else tables.features.batch(rows, self.device)
         return Batch(
-            self._normalise(images.flatten(0, 1)), target, self._labels(rows, tables), features
+            self._normalise(images.flatten(0, 1)),
+            target,
+            self._labels(rows, tables),
+            features=None if parts is None else parts.get(VALUE),
+            targets=parts,
         )
 
     def _labels(self, rows: npt.NDArray[np.int64], tables: EpochTables) -> TopKTarget | None:

@@ -58,15 +58,17 @@ class EvaluationImages(Dataset):
         return torch.from_numpy(pixels), int(self.target[row])
 
 
-def centre_crop(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """Shorter side to size / 0.875, then the central size x size pixels (torchvision's way).
+def centre_crop(
+    image: Image.Image, size: int, interpolation: str, fraction: float = CROP_FRACTION
+) -> Image.Image:
+    """Shorter side to size / fraction, then the central size x size pixels (torchvision's way).
 
     Small images that have the wanted size already are returned as they are.
     """
     if image.size == (size, size) and size <= NATIVE_SIDE:
         return image
     width, height = image.size
-    short = round(size / CROP_FRACTION)
+    short = round(size / fraction)
     if width <= height:
         width, height = short, int(short * height / width)
     else:

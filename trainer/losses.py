@@ -57,6 +57,16 @@ def smoothed_cross_entropy_rows(logits: Tensor, target: Tensor, epsilon: float) 
     return -((1 - epsilon - share) * own + share * log_q.sum(-1))
 
 
+def temperature_kl(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(p || q), mean over N rows, with p = softmax(wanted / T) and q = softmax(logits / T).
+
+    Hinton et al. 2015, arXiv:1503.02531; both [N, C], summed in float32.
+    """
+    log_q = F.log_softmax(logits.float() / temperature, dim=-1)
+    log_p = F.log_softmax(wanted.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
 def dense_probs(label: TopKTarget, num_classes: int) -> Tensor:
     """The label of every crop as float32 [B, C], for losses that need it whole."""
     others = num_classes - label.index.shape[-1]

@@ -11,14 +11,14 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from storage.errors import StoreMismatch
-from storage.targets.record import TargetRecord
+from storage.errors import StoreMismatch, UsageError
 from trainer import checkpoint, methods, models, optim
 from trainer.config import TrainConfig
 from trainer.distributed import World
 from trainer.learner import Learner
 from trainer.models.init import load_weights
 from trainer.recorder import RunState
+from trainer.targets import StoredTarget
 
 EMA_NAME = "student_ema.safetensors"
 
@@ -59,7 +59,7 @@ def prepare(
     out: Path,
     device: torch.device,
     init: str | None = None,
-    features: TargetRecord | None = None,
+    features: StoredTarget | None = None,
     world: World = World(),  # noqa: B008 - frozen
 ) -> tuple[Networks, RunState]:
     """Fresh networks, or those of the run's last checkpoint.
@@ -76,6 +76,12 @@ def prepare(
     path = out / checkpoint.CHECKPOINT_NAME
     if init and not path.exists():
         left_out = load_weights(student, Path(init))
+        if left_out and config.method == "hsakd-teacher" and config.hsakd_teacher.mode == "frozen":
+            raise UsageError(
+                f"{init} has other classes than the {config.student.num_classes} of the images, "
+                "and hsakd_teacher.mode frozen would keep a head that never learnt: give weights "
+                "of a network of these classes, or take mode joint"
+            )
         if left_out and world.is_first:
             print(f"{init}: other classes, {' and '.join(left_out)} start anew", file=sys.stderr)
     student = student.to(device, memory_format=torch.channels_last)

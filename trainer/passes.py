@@ -135,6 +135,7 @@ class Passes:
 
     def _measures(self) -> dict[str, float]:
         found = {"lr": float(self._networks.optimizer.param_groups[0]["lr"])}
+        found |= self._networks.learner.method.measures()
         agreement = self._networks.learner.agreement()
         return found if agreement is None else found | {"agreement": agreement}
 

@@ -69,6 +69,7 @@ def environment_facts(
         except importlib.metadata.PackageNotFoundError:
             continue
     return found | {
+        "torch": torch.__version__,  # with its build, which the metadata lacks
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -36,14 +36,17 @@ from trainer.report_facts import RUN_NAME, read_facts
 
 CONFIG_NAME, REPORT_NAME = "config.json", "report.html"
 MOST_POINTS = 120  # of a curve; more are averaged in equal groups
-MOST_ROWS = 60  # of the table of evaluations
+MOST_ROWS = 15  # of evaluations; a longer table is folded
+SCORES = ("top-1", "top-5", "loss")
+LEGEND = 0.12  # of a chart's height, above the curves
 LISTED = 12  # of a list among the settings
 _STYLE = """
 .key { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
 .key div { background: var(--panel); border-radius: .5rem; padding: .6rem 1rem; }
 .key b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
+.columns { columns: 26rem auto; } .columns .wide { overflow: visible; }
 pre { margin: .5rem 0; overflow-x: auto; font-size: .85rem; }
-th { font-weight: 500; } td.number + td { padding-left: 1rem; }
+th { font-weight: 500; } summary { cursor: pointer; color: var(--pale); }
 """
 
 Line = Mapping[str, Any]
@@ -100,7 +103,7 @@ def render(
         section("Curves", grid(_curves(metrics))),
         _evaluations(metrics),
         _labels(run["labels"]) if "labels" in run else "",
-        section("Settings", facts(_settings(config))),
+        section("Settings", element("div", facts(_settings(config)), class_="columns")),
         section("Environment", facts(_named(run["environment"]))) if "environment" in run else "",
         _notes(run.get("notes") or ()),
         style=_STYLE,
@@ -121,7 +124,8 @@ def _key_numbers(metrics: Sequence[Line], result: Line) -> Html:
         for line in _of(kind, metrics)[-1:]:
             shown += [(f"{name}{whose}", _percent(line.get(key)))
                       for key, name in (("top1", "top-1"), ("top5", "top-5"))]  # fmt: skip
-    for key, name, write in (("loss", "training loss", number), ("agreement", "agreement", _share)):
+    for key, name, write in (("loss", "last training loss", number),
+                             ("agreement", "last agreement", _share)):  # fmt: skip
         values = [value for _, value in _points(train, key)]
         shown += [(name, write(values[-1]))] if values else []
     rates = [value for _, value in _points(train, "crops_per_s")]
@@ -168,9 +172,11 @@ def _chart(
     drawn = [
         (name, [dict(points).get(x, math.nan) for x in places]) for name, points in thinned.items()
     ]
-    highest = max(y for points in thinned.values() for _, y in points)
-    y_range = (0.0, highest if highest > 0 else 1.0) if zero else None
-    return figure(caption, lines(places, drawn, x_label, y_label, y_range))
+    values = [y for points in thinned.values() for _, y in points]
+    low, high = min(values), max(values)
+    low = min(low, 0.0) if zero or low == high else low
+    room = (high - low) * (LEGEND if len(drawn) > 1 else 0) or (low == high)
+    return figure(caption, lines(places, drawn, x_label, y_label, (low, high + room)))
 
 
 def _thin(points: Points) -> Points:
@@ -196,26 +202,29 @@ def _points(
 
 
 def _evaluations(metrics: Sequence[Line]) -> Html:
-    kinds = (("eval", "student"), ("eval_ema", "average"))
-    last = {  # a finished run that is asked for again scores its last epoch once more
-        (line.get("epoch", 0), place): line
-        for place, (kind, _) in enumerate(kinds)
-        for line in _of(kind, metrics)
-    }
-    if not last:
+    """Scores by epoch: of the student and, where one is kept, of its average."""
+    found: dict[int, dict[str, Line]] = {}
+    for kind in ("eval", "eval_ema"):
+        for line in _of(kind, metrics):  # of two of an epoch the later one holds
+            found.setdefault(int(line.get("epoch", 0)), {})[kind] = line
+    if not found:
         return Html("")
+    whose = {"eval": "", "eval_ema": "average: "}
+    kinds = [kind for kind in whose if any(kind in lines for lines in found.values())]
+    header = ["epochs", "steps", *(whose[kind] + name for kind in kinds for name in SCORES)]
     rows = [
-        (line.get("epoch", ""), f"{line['step']:,}", kinds[place][1], _percent(line.get("top1")),
-         _percent(line.get("top5")), _or_dash(line.get("loss")), line.get("num_images", ""))
-        for (_, place), line in sorted(last.items(), key=lambda item: item[0])
+        [epoch, f"{max(line['step'] for line in scored.values()):,}",
+         *(text for kind in kinds for text in _scores(scored.get(kind, {})))]
+        for epoch, scored in sorted(found.items())
     ]  # fmt: skip
-    header = ("epochs", "steps", "network", "top-1", "top-5", "loss", "images")
-    cut = f"The last {MOST_ROWS} of {len(rows)} lines; metrics.jsonl has all."
-    return section(
-        "Validation",
-        element("p", cut, class_="pale") if len(rows) > MOST_ROWS else "",
-        table(header, rows[-MOST_ROWS:], numbers=(0, 1, 3, 4, 5, 6)),
-    )
+    shown = table(header, rows, numbers=range(len(header)))
+    if len(rows) > MOST_ROWS:
+        shown = element("details", element("summary", f"{len(rows)} epochs"), shown)
+    return section("Validation", shown)
+
+
+def _scores(line: Line) -> tuple[str, ...]:
+    return _percent(line.get("top1")), _percent(line.get("top5")), _or_dash(line.get("loss"))
 
 
 def _labels(found: Line | None) -> Html:

@@ -18,20 +18,26 @@ from storage.targets.record import TargetRecord
 from storage.views import RandomResizedCrop
 from trainer import models
 from trainer.config import (
+    FOLDER_METHODS,
     LABEL_METHODS,
+    TARGET_KINDS,
     FerkdConfig,
+    HsakdConfig,
+    HsakdTeacherConfig,
     KdepConfig,
     LabelConfig,
     LoopConfig,
     MealConfig,
     MixConfig,
     OptimConfig,
+    ScalekdConfig,
     ScheduleConfig,
     StudentConfig,
     TrainConfig,
     default_optim,
 )
 from trainer.data import TrainingData, fresh_views, join_store
+from trainer.hard_targets import with_student_classes
 from trainer.inputs import choose_teacher
 from trainer.models.init import file_digest
 from trainer.plan import num_planes
@@ -137,12 +143,13 @@ def configure(
     chosen = request.chosen()
     method = default_method(request)
     uses_labels = method in LABEL_METHODS
-    if method != "supervised" and store is None:
+    if method not in FOLDER_METHODS and store is None:
         raise UsageError(f"--method {method} learns from a label store: give one with --labels")
-    labels, kdep = section(chosen, "labels"), KdepConfig(**section(chosen, "kdep"))
+    labels = section(chosen, "labels")
     features = None
-    if store is not None and method == "kdep":
-        features = choose_target(store, "features", kdep.target, method)
+    if store is not None and method in TARGET_KINDS:
+        name = section(chosen, method).get("target")
+        features = choose_target(store, TARGET_KINDS[method], name, method)
     teacher = _teacher(store, labels.get("teacher"), features)
     record = store.spec.teachers[teacher] if store is not None else None
     stored_views = features.views if features else store.spec.num_views if store else None
@@ -162,7 +169,11 @@ def configure(
     config = TrainConfig(
         method=method,
         student=_student(
-            section(chosen, "student"), data, None if method == "supervised" else record, record
+            method,
+            section(chosen, "student"),
+            data,
+            None if method in FOLDER_METHODS else record,
+            record,
         ),
         labels=LabelConfig(**(labels | {"teacher": teacher})) if uses_labels else None,
         optim=_optim(section(chosen, "optim"), batch_size),
@@ -172,7 +183,10 @@ def configure(
         mix=MixConfig(**section(chosen, "mix")),
         ferkd=FerkdConfig(**section(chosen, "ferkd")),
         meal=MealConfig(**section(chosen, "meal")),
-        kdep=kdep,
+        kdep=KdepConfig(**section(chosen, "kdep")),
+        hsakd=HsakdConfig(**section(chosen, "hsakd")),
+        hsakd_teacher=HsakdTeacherConfig(**section(chosen, "hsakd_teacher")),
+        scalekd=ScalekdConfig(**section(chosen, "scalekd")),
         epochs=epochs,
         batch_size=batch_size,
         views_per_image=views,
@@ -182,6 +196,11 @@ def configure(
         precision=chosen.get("precision") or ("bf16" if device.type == "cuda" else "fp32"),
         data_identity=_data_identity(store, beton, sampler),
     )
+    if method == "scalekd" and config.scalekd.kd_weight < 1:
+        data = with_student_classes(data, config.student, "--set scalekd.kd_weight=1")
+    if method == "hsakd":
+        way_out = "learn from labels alone with --method fkd"
+        data = with_student_classes(data, config.student, way_out)
     return config, data
 
 
@@ -191,7 +210,14 @@ def _teacher(
     """Whose pixels (and labels) the student gets: the features' teacher, or the one chosen."""
     if store is None:
         return None
-    return features.teacher if features is not None else choose_teacher(store, asked)
+    if features is None:
+        return choose_teacher(store, asked)
+    if asked not in (None, features.teacher):
+        raise UsageError(
+            f"--teacher is {asked}, and {features.path} is of {features.teacher}: leave it out, or "
+            "choose another target"
+        )
+    return features.teacher
 
 
 def _default_batch_size(device: torch.device, views: int) -> int:
@@ -203,6 +229,7 @@ def _optim(chosen: dict[str, Any], batch_size: int) -> OptimConfig:
 
 
 def _student(
+    method: str,
     chosen: dict[str, Any],
     data: TrainingData,
     labelled_by: TeacherRecord | None,
@@ -220,18 +247,18 @@ def _student(
         num_classes, classes = len(data.beton.classes), tuple(data.beton.classes)
         if not num_classes:
             raise UsageError(
-                "--method supervised needs class folders (root/class/image); these images have none"
+                f"--method {method} needs class folders (root/class/image); these images have none"
             )
     size = chosen.get("input_size") or (shown_to.input_size if shown_to else 224)
     arch = models.canonical_name(
         chosen.get("arch") or ("resnet20" if size <= SMALL_SIDE else "r18")
     )
     return StudentConfig(
-        arch=arch,
+        arch=models.branched_name(arch) if method == "hsakd-teacher" else arch,
         num_classes=num_classes,
         input_size=size,
-        mean=tuple(shown_to.mean) if shown_to else IMAGENET_MEAN,
-        std=tuple(shown_to.std) if shown_to else IMAGENET_STD,
+        mean=tuple(chosen.get("mean") or (shown_to.mean if shown_to else IMAGENET_MEAN)),
+        std=tuple(chosen.get("std") or (shown_to.std if shown_to else IMAGENET_STD)),
         interpolation=data.interpolation,
         classes=None if classes is None else tuple(classes),
     )

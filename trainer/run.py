@@ -116,7 +116,7 @@ def _fit(request: FitRequest, device: torch.device, world: World) -> FitResult:
     if world.is_first and not passes.finished:
         teacher = config.labels.teacher if config.labels else None
         write_facts(out, {
-            "labels": label_facts(store, teacher, data.features),
+            "labels": label_facts(store, teacher, data.features and data.features.record),
             "environment": environment_facts(device, world, request.loader, request.workers),
         })  # fmt: skip
     evaluation, ema_evaluation = _run(passes, log)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,35 @@ from torch import Tensor
 
 from storage import LabelStore
 from storage.errors import UsageError
+from storage.format import TeacherRecord
 from storage.targets.record import TargetRecord, VectorPart
 from trainer.plan import EpochPlan
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StoredTarget:
+    """What a method is told of the target that it learns from.
+
+    Attributes:
+        teacher: whose target it is. constant, file: of the target, by name; read when asked for.
+    """
+
+    record: TargetRecord
+    teacher: TeacherRecord
+    constant: Callable[[str], Array]
+    file: Callable[[str], bytes]
+
+
+def stored_target(store: LabelStore, record: TargetRecord) -> StoredTarget:
+    """A store's target, for the method that learns from it."""
+    return StoredTarget(
+        record,
+        store.spec.teachers[record.teacher],
+        lambda name: store.read_constant(record.path, name),
+        lambda name: store.target_file(record.path, name),
+    )
 
 
 @dataclass(frozen=True)

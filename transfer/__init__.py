@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"export": "transfer.export"}
+_PUBLIC = {"export": "transfer.export", "run_probe": "transfer.probe_run"}
 __all__ = list(_PUBLIC)
 
 

@@ -25,7 +25,8 @@ Pixels = npt.NDArray[np.uint8]
 Made = Pixels | str  # a crop, or why there is none
 
 LIKELY = 0.25  # of the right pixels' distance
-MOST_PAIRED = 4  # crops that pairs of mistakes are tried on
+ROUNDING = 0.15  # levels on average by which other arithmetic of one filter differs
+MOST_PAIRED = 2  # crops that pairs of mistakes are tried on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,8 @@ def _split(
 ) -> tuple[list[tuple[CanaryCrop, Pixels]], list[tuple[CanaryCrop, Pixels]]]:
     """Crops that the path made wrong, and those that it made as the contract says although their
     canary is another."""
-    own, foreign = [], []
+    own: list[tuple[CanaryCrop, Pixels]] = []
+    foreign: list[tuple[CanaryCrop, Pixels]] = []
     for crop, pixels in wrong:
         reference = _make(crop, Recipe())
         follows = reference is not None and np.array_equal(reference, pixels)
@@ -110,7 +112,13 @@ def _explain(
         if best is None:
             found.append(_likely(path, wrong))
             break
-        hypothesis, explained = best
+        hypothesis, exact = best
+        # the same mistake in other arithmetic moves a level here and there
+        explained = [
+            i
+            for i, (crop, pixels) in enumerate(wrong)
+            if i in exact or _is_near(crop, hypothesis.recipe, pixels)
+        ]
         found.append(Finding(
             cause=hypothesis.cause, path=path, way_out=hypothesis.way_out, crops=len(explained),
             text=f"{hypothesis.what} ({len(explained)} crops, first {wrong[explained[0]][0].name})",
@@ -231,6 +239,12 @@ def _make(crop: CanaryCrop, recipe: Recipe) -> Pixels | None:
 def _gives(crop: CanaryCrop, recipe: Recipe, pixels: Pixels) -> bool:
     made = _make(crop, recipe)
     return made is not None and np.array_equal(made, pixels)
+
+
+def _is_near(crop: CanaryCrop, recipe: Recipe, pixels: Pixels) -> bool:
+    right = _distance(_make(crop, Recipe()), pixels)
+    away = _distance(_make(crop, recipe), pixels)
+    return away < right and away <= max(LIKELY * right, ROUNDING)
 
 
 def _spoils(crop: CanaryCrop, recipe: Recipe, pixels: Pixels) -> bool:

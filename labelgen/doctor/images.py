@@ -72,7 +72,8 @@ def check_images(store: LabelStore, canaries: Sequence[StoredCanary], root: Path
             if each.key not in keys:
                 keys.append(each.key)
     lost = sum(map(len, wrong.values()))
-    if canaries and not found.crops and set(wrong) <= {"image-missing", "images-changed"}:
+    strange = sum(len(wrong.get(cause, ())) for cause in ("image-missing", "images-changed"))
+    if canaries and not found.crops and 2 * strange > lost:
         found.findings.append(Finding(
             cause="wrong-folder", path=PATH, crops=lost,
             text=f"none of the {lost} images looked for is in {root}",

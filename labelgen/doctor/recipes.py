@@ -78,8 +78,12 @@ def make(crop: CanaryCrop, recipe: Recipe) -> Pixels | None:
     height, width = pixels.shape[:2]
     box = _box(view.box, recipe, height, width)
     top, left, tall, wide = box
-    if min(top, left) < 0 or top + tall > height or left + wide > width:
-        return None
+    # Pillow's crop fills with black what lies beyond the image
+    before = max(-top, 0), max(-left, 0)
+    beyond = max(top + tall - height, 0), max(left + wide - width, 0)
+    if any((*before, *beyond)):
+        pixels = np.pad(pixels, (*zip(before, beyond, strict=True), (0, 0)))
+        box = (top + before[0], left + before[1], tall, wide)
     if recipe.flip == "first" and view.flip:
         pixels = pixels[:, ::-1]
     return _coloured(_resized(pixels, box, crop, recipe), crop, view, recipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 CONTRACT, PILLOW, AREA, POINTS = "contract", "pillow", "area", "no-antialias"
+AREA_LINEAR = "area-linear"  # what INTER_AREA is where a side is enlarged
 NARROW_BITS, PRECISION = 15, 22  # int16 weights of pillow-simd; bits of Pillow's int32 weights
 
 
@@ -68,9 +70,11 @@ def resize_box(
     top, left, tall, wide = box
     if (tall, wide) == (size, size):
         return pixels[top : top + tall, left : left + wide].copy()
+    if kind == AREA and min(tall, wide) < size:
+        kind = AREA_LINEAR
     across = _weights(pixels.shape[1], left, wide, size, filter_name, kind)
     down = _weights(pixels.shape[0], top, tall, size, filter_name, kind)
-    if kind in (AREA, POINTS):
+    if kind in (AREA, AREA_LINEAR, POINTS):
         floats = np.einsum("ij,jkc->ikc", down, np.einsum("ij,kjc->kic", across, pixels))
         return np.rint(floats).clip(0, 255).astype(np.uint8)
     rows = _pass(across, pixels.transpose(1, 0, 2).astype(np.float64), kind)
@@ -100,22 +104,25 @@ def _pass(weights: Floats, lines: Floats, kind: str) -> Floats:
     return clipped
 
 
+@lru_cache(maxsize=64)  # of one crop after the other, under all hypotheses
 def _weights(length: int, start: int, part: int, size: int, filter_name: str, kind: str) -> Floats:
     """Weights float64 [size, length] of an axis whose pixels from `start` on, `part` of them, are
     resized."""
     scale = part / size
     places = np.arange(length)
-    if kind == AREA and scale > 1:
+    if kind == AREA_LINEAR:
+        return _area_linear(length, start, part, size)
+    if kind == AREA:
         low = start + np.arange(size)[:, None] * scale
         shared = np.minimum(low + scale, places + 1) - np.maximum(low, places)
         return np.maximum(shared, 0) / scale
-    function, radius = FILTERS["bilinear" if kind == AREA else filter_name]
-    wider = 1.0 if kind in (AREA, POINTS) else max(scale, 1.0)
+    function, radius = FILTERS[filter_name]
+    wider = 1.0 if kind == POINTS else max(scale, 1.0)
     reach = radius * wider
     found = np.zeros((size, length))
     for i in range(size):
         centre = start + (i + 0.5) * scale
-        if kind in (AREA, POINTS):  # beyond the part its border pixel counts again
+        if kind == POINTS:  # beyond the part its border pixel counts again
             taps = math.floor(centre - 0.5) + np.arange(
                 1 - math.ceil(radius), 1 + math.ceil(radius)
             )
@@ -125,4 +132,17 @@ def _weights(length: int, start: int, part: int, size: int, filter_name: str, ki
             low, high = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), length)
             found[i, low:high] = function((places[low:high] - centre + 0.5) / wider)
         found[i] /= found[i].sum() or 1
+    return found
+
+
+def _area_linear(length: int, start: int, part: int, size: int) -> Floats:
+    """Weights of OpenCV's INTER_AREA where a side is enlarged: linear, by where pixels end."""
+    scale = part / size
+    found = np.zeros((size, length))
+    for i in range(size):
+        low = math.floor(i * scale)
+        share = (i + 1) - (low + 1) / scale
+        share = share - math.floor(share) if share > 0 else 0.0
+        found[i, start + min(low, part - 1)] += 1 - share
+        found[i, start + min(low + 1, part - 1)] += share
     return found

@@ -21,6 +21,7 @@ from trainer.models.tails import (
     MAP,
     SEQUENCE,
     TailSettings,
+    head_tensors,
     load_tail,
     tail_tensors,
     to_tokens,
@@ -56,14 +57,19 @@ class TokenSource:
 
     Attributes:
         grid: (h, w), T = h w. width: D.
-        affine: whether the logits are the head's linear map of the tokens' mean.
+        head: the linear layer that makes the logits of the tokens' mean, where there is one.
     """
 
     tap: Tap
     place: Place
     grid: tuple[int, int]
     width: int
-    affine: bool
+    head: nn.Linear | None
+
+    @property
+    def affine(self) -> bool:
+        """Whether the logits are a linear map of the tokens' mean."""
+        return self.head is not None
 
     @property
     def layer(self) -> str:
@@ -93,7 +99,7 @@ def find_tokens(teacher: Teacher, head: Head | None, batch: Tensor) -> TokenSour
         )
     read = token_reader(place.layout, grid)
     tap = Tap(TOKENS, place.module, OUTPUT, read)
-    return TokenSource(tap, place, grid, width, _is_affine(read(whole), head))
+    return TokenSource(tap, place, grid, width, _affine_head(read(whole), head))
 
 
 def token_reader(layout: str, grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
@@ -209,11 +215,11 @@ def _square(count: int) -> tuple[int, int]:
     return side, side
 
 
-def _is_affine(tokens: Tensor, head: Head | None) -> bool:
+def _affine_head(tokens: Tensor, head: Head | None) -> nn.Linear | None:
     if head is None or tokens.shape[2] != head.linear.in_features:
-        return False
+        return None
     logits = head.linear(tokens.mean(dim=1))
-    return same_values(logits.float(), head.logits)
+    return head.linear if same_values(logits.float(), head.logits) else None
 
 
 def tail_file(
@@ -246,7 +252,7 @@ def tail_file(
         input_grid=input_grid, input_width=input_width, grid=source.grid, width=source.width,
         teacher=teacher.digest,
     ).to_json()  # fmt: skip
-    data = save(tail_tensors(model, place.tail))
+    data = save(tail_tensors(model, place.tail) | head_tensors(source.head))
     entered = seen[_ENTRY]
     if place.layout != SEQUENCE:
         entered = to_tokens(entered, place.layout, input_grid)

@@ -139,8 +139,8 @@ def ray_labelling(request: Request, processes: int) -> Callable[..., RunReport]:
         with team_progress(store, blocks) as progress:
             if blocks:
                 _start(ray)
-                needs = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
-                actor = ray.remote(max_restarts=0, **needs)(Member)
+                gpus, cpus = (1, 0) if on_gpu else (0, 1)
+                actor = ray.remote(max_restarts=0, num_gpus=gpus, num_cpus=cpus)(Member)
                 try:
                     _Tasks(ray, lambda: actor.remote(request), blocks, processes).run(stop)
                 finally:

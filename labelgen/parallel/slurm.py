@@ -22,6 +22,8 @@ from storage.errors import UsageError
 LAUNCHER = "slurm"
 MINUTES = 24 * 60  # of a job, unless --slurm timeout_min=... says otherwise
 _LOOK_SECONDS = 1.0
+# Parameters that submitit has for every kind of cluster; Slurm's own begin with the prefix.
+_SHARED, _PREFIX = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node"), "slurm_"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def submit(
 
     Args:
         words: of the command line, after `labelgen`. folder: of the jobs' logs.
-        parameters: of submitit.AutoExecutor.update_parameters, above the defaults: one GPU a job.
+        parameters: of submitit.AutoExecutor.update_parameters, for every job.
     Raises:
         UsageError: submitit isn't installed, or knows no such parameter.
     """
@@ -119,16 +121,15 @@ def submit(
     worlds = [World(rank, processes, 0, 1, LAUNCHER) for rank in range(processes)]
     try:
         executor.update_parameters(**_parameters(parameters))
-        first = executor.submit(run_rank, words, worlds[0])
-        if executor.cluster == "slurm":
-            extra = dict(parameters.get("slurm_additional_parameters", {}))
-            executor.update_parameters(
-                slurm_additional_parameters=extra | {"dependency": f"after:{first.job_id}"}
-            )
-        others = executor.map_array(run_rank, [words] * (processes - 1), worlds[1:])
+        jobs = [executor.submit(run_rank, words, worlds[0])]
+        if processes > 1 and executor.cluster == "slurm":
+            after = {"dependency": f"after:{jobs[0].job_id}"}
+            executor.update_parameters(slurm_additional_parameters=after)
+        if processes > 1:
+            jobs += executor.map_array(run_rank, [words] * (processes - 1), worlds[1:])
     except (NameError, ValueError, TypeError) as error:
         raise UsageError(f"--slurm: {' '.join(str(error).split())}") from error
-    return Jobs([first, *others], folder)
+    return Jobs(jobs, folder)
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +147,6 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise UsageError(f"--slurm is {pair!r}; expected KEY=VALUE, as in partition=gpu")
-        known = name if name in ("name", "timeout_min", "mem_gb", "cpus_per_task") else ""
-        known = known or (name if name.startswith("slurm_") or name == "gpus_per_node" else "")
-        found[known or f"slurm_{name}"] = int(value) if value.isdecimal() else value
+        key = name if name in _SHARED or name.startswith(_PREFIX) else _PREFIX + name
+        found[key] = int(value) if value.isdecimal() else value
     return found

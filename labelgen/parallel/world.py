@@ -58,7 +58,8 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
     """
     if OWN in environment:
         *numbers, launcher = environment[OWN].split("/")
-        return World(*(_number(OWN, each) for each in numbers), launcher=launcher)
+        rank, size, local_rank, local_size = (_number(OWN, each) for each in numbers)
+        return World(rank, size, local_rank, local_size, launcher)
     for launcher, read in (("torchrun", _torchrun), ("srun", _srun)):
         found = read(environment, launcher)
         if found is not None:

@@ -5,6 +5,7 @@ Nothing here knows what the bytes should be: whoever asks compares them with the
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -282,6 +283,14 @@ def _short(error: Exception) -> str:
 
 def _own_endpoint(url: str) -> str:
     """A bucket server of the user's own, as obstore finds it in the environment."""
+    if url.startswith("gs://"):
+        key = os.environ.get("GOOGLE_SERVICE_ACCOUNT") or os.environ.get(
+            "GOOGLE_SERVICE_ACCOUNT_PATH"
+        )
+        try:
+            return str(json.loads(Path(key).read_bytes())["gcs_base_url"]) if key else ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""  # Google's own, or a key file that obstore says more about
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     found = [os.environ[name] for name in names if os.environ.get(name)]
     return found[0] if found and url.startswith("s3://") else ""

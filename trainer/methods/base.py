@@ -21,6 +21,10 @@ class Method(nn.Module, ABC):
     trains_whole_student: bool = True  # every parameter of the student gets a gradient
     mixes: bool = False  # crops of a batch may be mixed with one another
 
+    def measures(self) -> dict[str, float]:
+        """More numbers of the last batch, for a logged line of metrics.jsonl."""
+        return {}
+
     @abstractmethod
     def terms(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """Named scalar loss terms of a batch, already weighted; the loop adds them up.

@@ -27,11 +27,16 @@ ALIASES = {
 # Entry of a student's safetensors header that says how to build and feed it (JSON).
 METADATA_KEY = "teachonce"
 CIFAR_RESNETS = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+# other networks for 32-pixel images (trainer.models.cifar_families)
+CIFAR_FAMILIES = ("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8",
+                  "vgg13", "cifar_resnet50", "cifar_mobilenetv2", "shufflenetv1",
+                  "shufflenetv2")  # fmt: skip
+BRANCHED = "hsakd-"  # before a network's name: that network with HSAKD's branches
 
 
 def names() -> list[str]:
     """Names that `create` takes without a library prefix."""
-    return sorted([*ALIASES, *CIFAR_RESNETS])
+    return sorted([*ALIASES, *CIFAR_RESNETS, *CIFAR_FAMILIES])
 
 
 def canonical_name(name: str) -> str:
@@ -39,11 +44,21 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
+def branched_name(name: str) -> str:
+    """Name of a network with HSAKD's branches: `hsakd-resnet56`, `hsakd-tv-resnet34`.
+
+    Without a colon, which a teacher's name would be cut at.
+    """
+    name = canonical_name(name)
+    return name if name.startswith(BRANCHED) else BRANCHED + name.replace(":", "-", 1)
+
+
 def create(name: str, num_classes: int) -> nn.Module:
     """An untrained network with a `num_classes`-way head, initialised from torch's generator.
 
     Args:
-        name: alias, `tv:NAME`, `timm:NAME` or a CIFAR ResNet (`resnet20`, 32-pixel images).
+        name: alias, `tv:NAME`, `timm:NAME`, a CIFAR network (`resnet20`, 32-pixel images), or
+            `hsakd-` and one of these (`hsakd-tv-resnet18`): with branches.
         num_classes: width of the head, at least 1.
     Raises:
         UsageError: unknown name (the nearest ones are given).
@@ -57,7 +72,20 @@ def create(name: str, num_classes: int) -> nn.Module:
         from trainer.models.cifar_resnet import CifarResNet
 
         return CifarResNet(int(name.removeprefix("resnet")), num_classes)
+    if name in CIFAR_FAMILIES:
+        from trainer.models.cifar_families import create_cifar
+
+        return create_cifar(name, num_classes)
+    if name.startswith(BRANCHED):
+        return _create_branched(name.removeprefix(BRANCHED), num_classes)
     raise unknown_name("network", name, names(), "or tv:NAME, timm:NAME")
+
+
+def _create_branched(name: str, num_classes: int) -> nn.Module:
+    from trainer.models.branches import BranchedNetwork
+
+    plain = name.replace("tv-", "tv:", 1) if name.startswith("tv-") else name
+    return BranchedNetwork(create(plain, num_classes), num_classes, plain)
 
 
 def unknown_name(kind: str, name: str, known: list[str], also: str = "") -> UsageError:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from storage.errors import UsageError
+from trainer.models.branches import BranchedNetwork
 
 
 def file_digest(path: Path) -> str:
@@ -40,6 +41,8 @@ def load_weights(student: nn.Module, path: Path) -> list[str]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"student.init {path} can't be read as safetensors: {error}") from error
+    if isinstance(student, BranchedNetwork) and not any(n.startswith("backbone.") for n in tensors):
+        student = student.backbone  # a plain network's weights, to which branches come
     wanted = student.state_dict()
     head = _head_names(student)
     other = [name for name in wanted.keys() & tensors.keys()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TAIL_VERSION = 1
+HEAD = "logits"  # prefix of the tensors that make logits of the mean token, where they do
 MAP, CHANNELS_LAST, SEQUENCE = "nchw", "nhwc", "sequence"
 LAYOUTS = (MAP, CHANNELS_LAST, SEQUENCE)
 
@@ -118,6 +119,33 @@ def tail_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
     return tensors
 
 
+def head_tensors(head: nn.Linear | None) -> dict[str, Tensor]:
+    """Tensors of the layer that makes a teacher's logits of its mean token; none without one."""
+    state = {} if head is None else head.state_dict()
+    return {f"{HEAD}.{name}": t.detach().cpu().contiguous() for name, t in state.items()}
+
+
+def load_head(data: bytes) -> nn.Linear | None:
+    """The layer that makes the teacher's logits of its mean token, where the tail's file has it.
+
+    Frozen, on the CPU. Files of older stores and of teachers with other heads have none.
+
+    Raises:
+        CorruptStore: `data` is no safetensors file.
+    """
+    state = {
+        name.removeprefix(f"{HEAD}."): value
+        for name, value in _read_tensors(data).items()
+        if name.startswith(f"{HEAD}.")
+    }
+    if "weight" not in state:
+        return None
+    outputs, width = state["weight"].shape
+    head = nn.Linear(width, outputs, bias="bias" in state)
+    head.load_state_dict(state)
+    return head.requires_grad_(False)
+
+
 def load_tail(
     settings: Mapping[str, Any],
     data: bytes,
@@ -132,22 +160,27 @@ def load_tail(
         StoreMismatch: settings of another release, or tensors that don't fit the architecture.
         CorruptStore: `data` is no safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         described = TailSettings(**settings)
     except TypeError as error:
         raise StoreMismatch(f"the settings of a teacher's tail can't be read: {error}") from error
+    tensors = _read_tensors(data)
+    model = build(described.arch, 1)
+    stages = [_filled(model, path, tensors, described.arch) for path in described.modules]
+    return Tail(described, stages)
+
+
+def _read_tensors(data: bytes) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        tensors = load(data)
+        tensors: dict[str, Tensor] = load(data)
     except SafetensorError as error:
         raise CorruptStore(
             f"the teacher's tail is not a readable safetensors file ({error}): fetch the store anew"
         ) from error
-    model = build(described.arch, 1)
-    stages = [_filled(model, path, tensors, described.arch) for path in described.modules]
-    return Tail(described, stages)
+    return tensors
 
 
 def _filled(model: nn.Module, path: str, tensors: Mapping[str, Tensor], arch: str) -> nn.Module:
