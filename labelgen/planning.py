@@ -139,7 +139,8 @@ def plan_run(
         out=out,
         spec=spec,
         arrays=tuple(_plan_array(spec, layout, found) for layout in array_layouts(spec).values()),
-        bookkeeping=found.metadata + _bookkeeping(spec, found.sample),
+        # canaries stand in the receipts, and in the root once the store is sealed
+        bookkeeping=found.metadata + _bookkeeping(spec, found.sample) + 2 * found.canaries,
         probe=found,
         present=_present(out, spec),
         free=shutil.disk_usage(anchor).free,

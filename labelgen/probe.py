@@ -20,6 +20,7 @@ from storage.format import StoreSpec, json_bytes, keys_hash
 from storage.images import ImageFolder, ImageStatus
 from storage.layout import ArrayLayout, array_layouts
 from storage.receipts import FOLDER as RECEIPTS
+from storage.receipts import read_receipts
 from storage.shards import chunks_per_shard, index_bytes
 from storage.store import ROOT_METADATA, LabelStore
 
@@ -42,7 +43,7 @@ class Probe:
         payload: bytes of each array's chunks, without their files' indices.
         growth: how much longer the images' lists get with all views of the run, by teacher.
         metadata: bytes of all zarr.json. sample: of what receipts say about each crop that
-            they compare with the teacher's dense output.
+            they compare with the teacher's dense output. canaries: bytes of all canaries.
     """
 
     images: int
@@ -54,6 +55,7 @@ class Probe:
     growth: Mapping[str, float]
     metadata: int
     sample: float
+    canaries: int
 
 
 def probe(
@@ -94,6 +96,7 @@ def probe(
             growth={name: _growth(store, name, spec.num_views) for name in spec.teachers},
             metadata=sum(f.stat().st_size for f in store.path.rglob(ROOT_METADATA)),
             sample=_sample_bytes(store),
+            canaries=_canary_bytes(store),
         )  # fmt: skip
 
 
@@ -151,7 +154,14 @@ def _growth(store: LabelStore, teacher: str, num_views: int) -> float:
 
 def _sample_bytes(store: LabelStore) -> float:
     written = sum(f.stat().st_size for f in (store.path / RECEIPTS).iterdir())
-    return max(0, written - list_bytes(store.spec)) / sampled(store.spec)
+    besides = list_bytes(store.spec) + _canary_bytes(store)
+    return max(0, written - besides) / sampled(store.spec)
+
+
+def _canary_bytes(store: LabelStore) -> int:
+    """Bytes of the canaries in the receipts; a store has no more of them, however large it is."""
+    receipts = read_receipts(store.path, store.blocks).values()
+    return sum(len(json_bytes({"canaries": receipt.canaries})) for receipt in receipts)
 
 
 def list_bytes(spec: StoreSpec) -> int:

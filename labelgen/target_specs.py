@@ -41,7 +41,9 @@ _LOOKED_FOR = {"features": FEATURE, "heads": HEADS, "tokens": TOKENS}  # in the 
 _HEAD_STORED = {
     "pooled-int8": ("pooled", "int8"),
     "pooled-fp16": ("pooled", "fp16"),
+    "pooled-fp32": ("pooled", "fp32"),
     "dense-int8": ("dense", "affine8"),
+    "dense-fp32": ("dense", "fp32"),
 }
 _INT8_BESIDE, _AFFINE8_BESIDE = 4, 8  # bytes beside a vector: its scale; scale and offset
 

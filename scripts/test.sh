@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up (see setup.sh), then lints, type-checks and runs the tests. Arguments go to pytest:
-# `./scripts/test.sh -m 'not long'` leaves out the long ones.
+# Sets up (see setup.sh), then lints, type-checks and runs the tests, two files at a time. Arguments
+# go to pytest: `./scripts/test.sh -m 'not long'` leaves out the long ones, `-n 0` takes one process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh
@@ -12,4 +12,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+export OMP_NUM_THREADS=1  # each of the two keeps to its core
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"

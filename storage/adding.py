@@ -22,8 +22,8 @@ import numpy as np
 
 from storage.atomic import make_folder, sync_folder, write_atomic
 from storage.block_values import AddedBlock, value_arrays, value_problems
-from storage.canaries import ATTRIBUTE as CANARIES
 from storage.block_writer import encode_arrays, measure_samples, put_block
+from storage.canaries import ATTRIBUTE as CANARIES
 from storage.errors import CorruptStore, StoreError, UsageError
 from storage.format import ORIGIN, StoreSpec, TeacherRecord, json_bytes
 from storage.images import ImageStatus

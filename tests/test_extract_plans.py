@@ -181,9 +181,13 @@ def test_a_record_constants_and_files_are_all_that_resuming_needs(
         assert array.tobytes() == again.encode(outputs)[name].tobytes()
 
 
-@pytest.mark.parametrize("encoding", ["pooled-int8", "pooled-fp16", "dense-int8"])
+@pytest.mark.parametrize(
+    ("encoding", "bound"),
+    [("pooled-int8", 0.02), ("pooled-fp16", 1e-3), ("pooled-fp32", 1e-5), ("dense-int8", 0.02),
+     ("dense-fp32", 1e-6)],
+)  # fmt: skip
 def test_head_logits_of_every_rotation_come_back(
-    teacher: Teacher, photos: Path, encoding: str
+    teacher: Teacher, photos: Path, encoding: str, bound: float
 ) -> None:
     plan = planned(teacher, photos, heads="", head_encoding=encoding)
     batch = crops(4, 32)
@@ -195,7 +199,7 @@ def test_head_logits_of_every_rotation_come_back(
         with torch.inference_mode():
             expected = teacher.model(turned).numpy()
         spread = expected.max() - expected.min()
-        assert np.abs(logits[:, r] - expected).max() < 0.02 * spread
+        assert np.abs(logits[:, r] - expected).max() < bound * spread
 
 
 def test_auto_keeps_whichever_of_input_and_logits_is_smaller(photos: Path) -> None:

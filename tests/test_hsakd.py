@@ -17,10 +17,10 @@ from labelgen.target_options import TargetOptions
 from storage import LabelStore
 from storage.errors import StoreMismatch, UsageError
 from trainer import fit, models
-from trainer.config import HsakdConfig
 from trainer.data import BatchSource
 from trainer.inputs import create_loader, find_images, open_images, open_labels
 from trainer.losses import temperature_kl
+from trainer.method_config import HsakdConfig
 from trainer.methods.hsakd import Hsakd, joint_classes
 from trainer.metrics import read_metrics
 from trainer.models.branches import turned_rows
@@ -283,7 +283,7 @@ def test_the_branches_initial_loss_is_that_of_guessing():
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     from trainer.batch import Batch
-    from trainer.config import HsakdTeacherConfig
+    from trainer.method_config import HsakdTeacherConfig
     from trainer.methods.hsakd_teacher import HsakdTeacher
 
     batch = Batch(torch.randn(2, 3, 8, 8), torch.tensor([3, 99]), None)

@@ -12,7 +12,7 @@ from labelgen.extract.heads import NetworkWithHeads
 from storage.errors import UsageError
 from trainer import fit, models
 from trainer.batch import Batch
-from trainer.config import HsakdConfig, HsakdTeacherConfig
+from trainer.method_config import HsakdConfig, HsakdTeacherConfig
 from trainer.methods.hsakd_online import HsakdOnline
 from trainer.methods.hsakd_teacher import HsakdTeacher
 

@@ -6,7 +6,6 @@ import torch
 from conftest import write_folder
 from safetensors.torch import load_file
 from torch import nn
-from trainer.models.feature_tap import tap_feature
 from training import request, write_teacher
 
 from labelgen import generate, load_teacher, resolve
@@ -16,8 +15,9 @@ from storage.errors import UsageError
 from storage.targets import features as stored_features
 from trainer import fit, models
 from trainer.batch import Batch
-from trainer.config import KdepConfig
+from trainer.method_config import KdepConfig
 from trainer.methods.kdep import KDEP, power_scale
+from trainer.models.feature_tap import tap_feature
 from trainer.targets import TargetPlane, decode_part
 
 RANK = 64  # of resnet8's pooled feature

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from storage.errors import UsageError
 from trainer import models
 from trainer.batch import Batch, TopKTarget
-from trainer.config import FerkdConfig, MealConfig, MixConfig
 from trainer.losses import dense_probs
+from trainer.method_config import FerkdConfig, MealConfig, MixConfig
 from trainer.methods import FKD, FerKD, MealV2
 from trainer.methods.meal import Discriminator
 from trainer.models.init import load_weights

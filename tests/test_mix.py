@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from storage.errors import UsageError
 from trainer.batch import Batch, TopKTarget
-from trainer.config import MixConfig
 from trainer.losses import dense_probs
+from trainer.method_config import MixConfig
 from trainer.methods import FKD
 from trainer.mix import cut_box, mix_images
 

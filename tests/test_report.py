@@ -21,9 +21,10 @@ from trainer import fit
 from trainer.batch import Batch, TopKTarget
 from trainer.checkpoint import load_checkpoint
 from trainer.cli import cli
-from trainer.config import MixConfig, flatten
+from trainer.config import flatten
 from trainer.learner import Learner
 from trainer.loop import check_weights
+from trainer.method_config import MixConfig
 from trainer.methods import FKD, Supervised
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.plan import plan_epoch

@@ -11,7 +11,7 @@ from torch import nn
 
 from storage.errors import UsageError
 from trainer import models
-from trainer.config import ScalekdConfig
+from trainer.method_config import ScalekdConfig
 from trainer.methods.scalekd_modules import CrossAttentionProjector, centred, token_distance
 from trainer.models.stage_taps import tap_stages
 

@@ -27,9 +27,10 @@ from storage.targets.tokens import split_tokens, token_record, token_settings
 from storage.targets.vectors import encode_vectors
 from trainer import fit, methods, models
 from trainer.batch import Batch, TopKTarget
-from trainer.config import ScalekdConfig
 from trainer.data import BatchSource
+from trainer.hard_targets import with_student_classes
 from trainer.inputs import create_loader, open_images
+from trainer.method_config import ScalekdConfig
 from trainer.methods.scalekd import ScaleKD
 from trainer.methods.scalekd_modules import token_distance
 from trainer.models.stage_taps import tap_stages
@@ -390,6 +391,19 @@ def test_hard_targets_are_the_teachers_classes(world):
     data, _, _ = joined(world)
     names = data.beton.classes
     assert [names[i] for i in data.beton.targets] == [f"class{i}" for i in data.target]
+
+
+def test_classes_that_the_teacher_does_not_have_are_refused_with_the_way_out(world):
+    data, _, config = joined(world)
+    other = replace(config.student, classes=("class2", "class0", "bird"))
+    with pytest.raises(StoreMismatch, match=r"class 'class1' of the images is none .* or the way"):
+        with_student_classes(data, other, "the way")
+    turned = replace(config.student, classes=("class2", "class0", "class1"))
+    found = with_student_classes(data, turned, "the way").target
+    assert np.array_equal(found[data.rows], (data.target[data.rows] + 1) % 3)
+    without = replace(data, target=np.full_like(data.target, -1))
+    with pytest.raises(UsageError, match=r"some images have none: .* or the way"):
+        with_student_classes(without, config.student, "the way")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from storage.errors import UsageError
-from trainer.config import ScheduleConfig
 from trainer.schedule import lr_at
+from trainer.step_config import ScheduleConfig
 
 
 def rates(peak: float = 0.4, epoch_steps: int = 10, epochs: int = 10, **settings) -> list[float]:

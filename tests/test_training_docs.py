@@ -9,10 +9,11 @@ from conftest import write_folder
 from training import make_store, request
 
 from trainer import fit
-from trainer.config import METHODS, SECTIONS, RunChoices, default_optim
+from trainer.config import METHODS, SECTIONS, RunChoices
 from trainer.metrics import read_metrics
 from trainer.request import SETTING_OF
 from trainer.settings import known_settings, parse_assignments, read_recipe, recipe_names
+from trainer.step_config import default_optim
 from trainer.trackers import TRACKERS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -18,7 +18,8 @@ from storage.cli_common import (
     view_options,
     workers_option,
 )
-from trainer.config import LABEL_TAILS, LABEL_TYPES, METHODS, OPTIMIZERS, PRECISIONS, TRACKERS
+from trainer.config import LABEL_TAILS, LABEL_TYPES, METHODS, PRECISIONS, TRACKERS
+from trainer.step_config import OPTIMIZERS
 
 FILE = click.Path(path_type=Path)
 

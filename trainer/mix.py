@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import MixConfig
+from trainer.method_config import MixConfig
 
 
 @dataclass(frozen=True)

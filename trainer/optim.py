@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from storage.errors import UsageError
-from trainer.config import OptimConfig
+from trainer.step_config import OptimConfig
 
 
 def create(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer:

@@ -21,28 +21,27 @@ from trainer.config import (
     FOLDER_METHODS,
     LABEL_METHODS,
     TARGET_KINDS,
-    FerkdConfig,
-    HsakdConfig,
-    HsakdTeacherConfig,
-    KdepConfig,
     LabelConfig,
-    LoopConfig,
-    MealConfig,
-    MixConfig,
-    OptimConfig,
-    ScalekdConfig,
-    ScheduleConfig,
     StudentConfig,
     TrainConfig,
-    default_optim,
 )
 from trainer.data import TrainingData, fresh_views, join_store
 from trainer.hard_targets import with_student_classes
 from trainer.inputs import choose_teacher
+from trainer.method_config import (
+    FerkdConfig,
+    HsakdConfig,
+    HsakdTeacherConfig,
+    KdepConfig,
+    MealConfig,
+    MixConfig,
+    ScalekdConfig,
+)
 from trainer.models.init import file_digest
 from trainer.plan import num_planes
 from trainer.replay.beton import Beton
 from trainer.settings import checked, read_recipe, section
+from trainer.step_config import LoopConfig, OptimConfig, ScheduleConfig, default_optim
 from trainer.targets import choose_target
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

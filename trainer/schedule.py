@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import ScheduleConfig
+from trainer.step_config import ScheduleConfig
 
 
 def lr_at(

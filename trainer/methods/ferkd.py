@@ -12,8 +12,8 @@ from torch import Tensor
 
 from storage.errors import UsageError
 from trainer.batch import Batch, TopKTarget
-from trainer.config import FerkdConfig, MixConfig
 from trainer.losses import smoothed_cross_entropy_rows
+from trainer.method_config import FerkdConfig, MixConfig
 from trainer.methods.fkd import FKD
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch, TopKTarget
-from trainer.config import MixConfig
 from trainer.losses import soft_cross_entropy_rows
+from trainer.method_config import MixConfig
 from trainer.methods.base import Method
 from trainer.mix import Mixed, mix_images
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from storage.errors import StoreMismatch
 from storage.targets.heads import HeadSettings, head_settings
 from trainer.batch import Batch
-from trainer.config import HsakdConfig
 from trainer.losses import cross_entropy, temperature_kl
+from trainer.method_config import HsakdConfig
 from trainer.methods.base import Method
 from trainer.models.branches import (
     CLASS_HEAD,

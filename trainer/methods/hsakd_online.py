@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch
-from trainer.config import HsakdConfig
 from trainer.losses import cross_entropy, temperature_kl
+from trainer.method_config import HsakdConfig
 from trainer.methods.hsakd import RotatedMethod, joint_classes
 from trainer.models.branches import (
     CLASS_HEAD,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch
-from trainer.config import HsakdTeacherConfig
 from trainer.losses import cross_entropy
+from trainer.method_config import HsakdTeacherConfig
 from trainer.methods.hsakd import RotatedMethod, joint_classes
 from trainer.models.branches import CLASS_HEAD, ROTATIONS, BranchedNetwork
 

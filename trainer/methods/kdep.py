@@ -17,7 +17,7 @@ from storage.errors import UsageError
 from storage.targets.features import FeatureSettings, feature_settings
 from storage.targets.record import TargetRecord
 from trainer.batch import Batch
-from trainer.config import KdepConfig
+from trainer.method_config import KdepConfig
 from trainer.methods.base import Method
 from trainer.models.feature_tap import FeatureTap
 

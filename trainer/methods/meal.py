@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.batch import Batch
-from trainer.config import MealConfig, MixConfig
 from trainer.losses import dense_probs
+from trainer.method_config import MealConfig, MixConfig
 from trainer.methods.fkd import FKD
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from storage.targets.tokens import MEAN, REMAINDER
 from trainer.batch import Batch
-from trainer.config import ScalekdConfig
 from trainer.losses import soft_cross_entropy_topk
+from trainer.method_config import ScalekdConfig
 from trainer.methods.base import Method
 from trainer.methods.scalekd_modules import CrossAttentionProjector, centred, token_distance
 from trainer.models.stage_taps import StageShape, StageTaps

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from storage.errors import StoreMismatch, UsageError
 from storage.targets.record import TargetRecord
 from storage.targets.tokens import TAIL_FILE, TokenSettings, token_settings
-from trainer.config import ScalekdConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.method_config import ScalekdConfig
 from trainer.methods.scalekd import ScaleKD
 from trainer.models.stage_taps import tap_stages
 from trainer.models.tails import Tail, load_head, load_tail
