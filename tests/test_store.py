@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from store_helpers import fill_store, image_digest, make_block, make_spec, make_teacher
 
 from storage.codecs import NO_CODE, NO_INDEX
@@ -411,3 +414,14 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(FormatVersion):
         make_spec(format_version=2)
     assert isinstance(make_spec(num_views=162, sampler=PaddedCrop()), StoreSpec)
+
+
+@given(
+    rows=st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=20),
+    alike=st.integers(0, 3),
+)
+def test_the_fingerprint_is_the_hash_of_the_sorted_digests(rows: list[bytes], alike: int) -> None:
+    rows = [b"\0" * (8 * alike) + row[8 * alike :] for row in rows] + rows[:1]
+    digests = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 32)
+    expected = hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+    assert dataset_fingerprint(digests) == expected
