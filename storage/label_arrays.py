@@ -101,19 +101,20 @@ def from_arrays(
     parts: Mapping[str, Array],
     lists: Dictionaries | None = None,
     first: int = 0,
+    in_place: bool = False,
 ) -> TopKLabels:
     """Labels [n, M, ...] from the arrays of n images; fills stay fills.
 
     Args:
         lists: the images' lists, where they are packed already; `first`: which of them is the
-            first image's.
+            first image's. in_place: ids may go where the places are.
     Raises:
         ValueError: a label names a class beyond its image's list.
     """
     if not isinstance(codec, DictionaryCodec):
         return TopKLabels(parts["index"], codes_from_gaps(parts["gap"]), parts["tail"])
     lists = lists or Dictionaries.pack(parts["classes"])
-    index = lists.index(parts["place"], first)
+    index = lists.index(parts["place"], first, parts["place"] if in_place else None)
     return TopKLabels(index, codes_from_falls(codec.top_k, parts["fall"]), parts["tail"])
 
 

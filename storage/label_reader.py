@@ -33,7 +33,8 @@ class LabelReader:
             "index", "gap", "tail")  # fmt: skip
 
     def labels(self, teacher: str, arrays: list[Array], first: int = 0) -> TopKLabels:
-        """Labels of the images from `first` on, from the arrays that `parts` names.
+        """Labels of the images from `first` on, from the arrays that `parts` names, which may be
+        overwritten.
 
         Raises:
             CorruptStore: a label names a class beyond its image's list.
@@ -43,7 +44,7 @@ class LabelReader:
         if not isinstance(codec, DictionaryCodec):
             return from_arrays(codec, found)
         try:
-            return from_arrays(codec, found, self._all_lists(teacher), first)
+            return from_arrays(codec, found, self._all_lists(teacher), first, in_place=True)
         except ValueError as error:
             raise CorruptStore(
                 f"{self._store.path / 'labels' / teacher}: {error}: run `labelstore verify --full`"

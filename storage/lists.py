@@ -140,22 +140,24 @@ class Dictionaries:
         np.cumsum(sizes, out=start[1:])
         return Dictionaries(np.concatenate([part.flat for part in parts]), start)
 
-    def index(self, place: Uint16, first: int = 0) -> Uint16:
+    def index(self, place: Uint16, first: int = 0, out: Uint16 | None = None) -> Uint16:
         """Class ids [n, V, k] of places of the images from `first` on; fills stay fills.
 
+        Args:
+            out: where they go, `place` itself if it isn't needed any more.
         Raises:
             ValueError: a place beyond the image's list.
         """
         n, V, _ = place.shape
-        out = np.empty(place.shape, np.uint16)
+        found = np.empty(place.shape, np.uint16) if out is None else out
         step = max(1, SLICE_LABELS // max(V, 1))
 
         def decode(begin: int) -> None:
             part = slice(begin, min(begin + step, n))
-            self._index_of(place[part], first + begin, out[part])
+            self._index_of(place[part], first + begin, found[part])
 
         for_each(range(0, n, step), decode, decoders())
-        return out
+        return found
 
     def _index_of(self, place: Uint16, first: int, out: Uint16) -> None:
         n, V, k = place.shape
