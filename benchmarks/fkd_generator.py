@@ -8,7 +8,7 @@ torchvision; chunks of 50 crops through the frozen network in fp32, contiguous; 
 the crops that sorts all classes and keeps k; one torch.save an image). Both label the same images
 with the same network, crops, area range, interpolation and number of worker processes, each in a
 process of its own, round by round; the start of the processes isn't timed. Memory is the largest
-sum of the proportional set sizes of a process and its children, looked at ten times a second.
+sum of the proportional set sizes of a process and its children, looked at once a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import click
 
 CHUNK = 50  # FKD's --num_seg
 AREA = (0.08, 0.936)  # FKD's --min_scale_crops and --max_scale_crops
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
