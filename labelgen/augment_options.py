@@ -35,6 +35,12 @@ def augment_options(command: F) -> F:
     return command
 
 
+def take_augment(options: dict[str, Any]) -> Augment | None:
+    """The augmentations of a command's options, of which `augment_options`' own are taken out."""
+    names = ("randaugment", "colour_jitter", "lighting", "erasing", "erasing_fill")
+    return augment_from_options(*(options.pop(name) for name in names))
+
+
 def augment_from_options(
     randaugment: tuple[int, int] | None,
     colour_jitter: tuple[float, float, float, float] | None,

@@ -158,6 +158,12 @@ def view_options(command: F) -> F:
     return command
 
 
+def take_sampler(options: dict[str, Any]) -> RandomResizedCrop | PaddedCrop | CentreCrop:
+    """The view sampler of a command's options, of which `view_options`' own are taken out."""
+    names = ("views", "scale", "padding", "flip", "ratio", "crop_ratio")
+    return sampler_from_options(*(options.pop(name) for name in names))
+
+
 def sampler_from_options(
     views: str,
     scale: tuple[float, float],

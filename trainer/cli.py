@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ from storage.cli_common import (
     print_result,
     resolve_data,
     run_cli,
-    sampler_from_options,
+    take_sampler,
     view_options,
     workers_option,
 )
@@ -141,17 +142,11 @@ def _pack_text(report) -> str:
 @json_option
 def fit(
     labels: str | None,
-    views: str,
-    scale: tuple[float, float],
-    padding: int,
-    flip: bool,
-    ratio: tuple[float, float],
-    crop_ratio: float,
     workers: int | None,
     as_json: bool,
     assignments: tuple[str, ...],
     seed: int | None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Train a student. The same command again resumes a stopped run.
 
@@ -164,7 +159,7 @@ def fit(
     from trainer.run import fit as run_fit
     from trainer.settings import parse_assignments
 
-    sampler = sampler_from_options(views, scale, padding, flip, ratio, crop_ratio)
+    sampler = take_sampler(options)
     request = FitRequest(
         labels=labels, sampler=sampler, workers=workers or os.cpu_count() or 1, seed=seed,
         settings=parse_assignments(assignments), **options,

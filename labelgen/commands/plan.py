@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from labelgen.augment_options import augment_from_options, augment_options
+from labelgen.augment_options import augment_options, take_augment
 from labelgen.commands.options import load_teacher_from, teacher_options
 from storage.cli_common import (
     DEFAULT_STORE,
@@ -16,8 +16,8 @@ from storage.cli_common import (
     json_option,
     print_result,
     resolve_data,
-    sampler_from_options,
     seed_option,
+    take_sampler,
     view_options,
     workers_option,
 )
@@ -56,17 +56,6 @@ def plan(
     seed: int,
     workers: int | None,
     as_json: bool,
-    views: str,
-    scale: tuple[float, float],
-    padding: int,
-    flip: bool,
-    ratio: tuple[float, float],
-    crop_ratio: float,
-    randaugment: tuple[int, int] | None,
-    colour_jitter: tuple[float, float, float, float] | None,
-    lighting: float | None,
-    erasing: float | None,
-    erasing_fill: tuple[int, int, int] | None,
     **teacher_options: Any,
 ) -> int:
     """Say what a run will need: bytes, files, device hours; exit 1 if the disk is too small."""
@@ -75,14 +64,13 @@ def plan(
     from storage.images import scan_folder
 
     folder, store = scan_folder(resolve_data(data)), Path(out)
+    sampler, augment = take_sampler(teacher_options), take_augment(teacher_options)
     teacher = load_teacher_from(**teacher_options)
     if batch_size is None:
         batch_size = stored_batch_size(store, teacher.spec.name) or choose_batch_size(teacher)
     spec = build_spec(
         folder, teacher, crops=crops, top_k=top_k, seed=seed,
-        sampler=sampler_from_options(views, scale, padding, flip, ratio, crop_ratio),
-        augment=augment_from_options(randaugment, colour_jitter, lighting, erasing, erasing_fill),
-        batch_size=batch_size, block_images=block_images,
+        sampler=sampler, augment=augment, batch_size=batch_size, block_images=block_images,
     )  # fmt: skip
     found = plan_run(
         teacher, folder, spec, store, workers=workers or os.cpu_count() or 1,

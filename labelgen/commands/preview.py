@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from labelgen.augment_options import augment_from_options, augment_options
+from labelgen.augment_options import augment_options, take_augment
 from labelgen.commands.looking import chosen_teacher, refuse_existing
 from labelgen.commands.options import load_teacher_from, teacher_options
 from storage.cli_common import (
@@ -16,8 +16,8 @@ from storage.cli_common import (
     overwrite_option,
     print_result,
     resolve_data,
-    sampler_from_options,
     seed_option,
+    take_sampler,
     view_options,
 )
 
@@ -55,21 +55,11 @@ def preview(
     seed: int,
     overwrite: bool,
     as_json: bool,
-    views: str,
-    scale: tuple[float, float],
-    padding: int,
-    flip: bool,
-    ratio: tuple[float, float],
-    crop_ratio: float,
-    randaugment: tuple[int, int] | None,
-    colour_jitter: tuple[float, float, float, float] | None,
-    lighting: float | None,
-    erasing: float | None,
-    erasing_fill: tuple[int, int, int] | None,
     **teacher_options: Any,
 ) -> None:
     """Draw a contact sheet: crops with a teacher's labels, live or from a store."""
     path, page = Path(out), Path(html) if html else None
+    sampler, augment = take_sampler(teacher_options), take_augment(teacher_options)
     refuse_existing(path, overwrite, "--out")
     refuse_existing(page, overwrite, "--html")
     if labels is None and teacher_options["teacher_name"] is None:
@@ -95,11 +85,7 @@ def preview(
 
         shown = live_rows(
             load_teacher_from(**teacher_options), scan_folder(resolve_data(data)),
-            sampler_from_options(views, scale, padding, flip, ratio, crop_ratio),
-            augment=augment_from_options(
-                randaugment, colour_jitter, lighting, erasing, erasing_fill
-            ),
-            num_views=crops, **choice,
+            sampler, augment=augment, num_views=crops, **choice,
         )  # fmt: skip
     written = [path, *([page] if page else [])]
     write_atomic(path, encoded(draw_sheet(shown), "PNG"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from labelgen.augment_options import augment_from_options, augment_options
+from labelgen.augment_options import augment_options, take_augment
 from labelgen.commands.engine_options import (
     CommandWithWords,
     engine_from_options,
@@ -26,8 +26,8 @@ from storage.cli_common import (
     overwrite_option,
     print_result,
     resolve_data,
-    sampler_from_options,
     seed_option,
+    take_sampler,
     view_options,
     workers_option,
 )
@@ -75,17 +75,6 @@ def run(
     workers: int | None,
     overwrite: bool,
     as_json: bool,
-    views: str,
-    scale: tuple[float, float],
-    padding: int,
-    flip: bool,
-    ratio: tuple[float, float],
-    crop_ratio: float,
-    randaugment: tuple[int, int] | None,
-    colour_jitter: tuple[float, float, float, float] | None,
-    lighting: float | None,
-    erasing: float | None,
-    erasing_fill: tuple[int, int, int] | None,
     processes: int | None,
     engine: str,
     slurm: tuple[str, ...],
@@ -95,6 +84,7 @@ def run(
 ) -> None:
     """Label every image of a folder; run it again to go on after an interruption."""
     folder = resolve_data(data)
+    sampler, augment = take_sampler(others), take_augment(others)
     with stop_on_signals() as stop:
         crew = engine_from_options(
             processes, engine, slurm, no_wait, patience, device=others["device"],
@@ -110,10 +100,7 @@ def run(
         teacher = load_teacher_from(**others)
         settings = {
             "crops": crops, "top_k": top_k, "seed": seed,
-            "sampler": sampler_from_options(views, scale, padding, flip, ratio, crop_ratio),
-            "augment": augment_from_options(
-                randaugment, colour_jitter, lighting, erasing, erasing_fill
-            ),
+            "sampler": sampler, "augment": augment,
             "targets": targets, "keep_members": keep_members, "compiled": compiled,
             "batch_size": batch_size, "block_images": block_images,
         }  # fmt: skip
