@@ -45,6 +45,7 @@ class Job:
     images: int
     workers: int
     batch_images: int
+    batch_size: int
     out: str
 
 
@@ -116,7 +117,7 @@ def label_with_labelgen(job: Job) -> tuple[int, float]:
     spec = replace(resolve(job.teacher, weights=job.weights), interpolation="bicubic")
     result = generate(
         load_teacher(spec), job.data, Path(job.out) / "store.zarr", crops=job.crops, top_k=5,
-        sampler=RandomResizedCrop(scale=AREA), workers=job.workers,
+        sampler=RandomResizedCrop(scale=AREA), workers=job.workers, batch_size=job.batch_size,
     )  # fmt: skip
     return result.new_crops, result.seconds
 
@@ -125,12 +126,11 @@ def forward_alone(job: Job) -> tuple[int, float]:
     """The network on one resident batch, for the memory that nobody can save."""
     import torch
 
-    from labelgen.run import DEFAULT_BATCH_SIZE
     from labelgen.teacher import load_teacher
     from labelgen.teachers import resolve
 
     teacher = load_teacher(resolve(job.teacher, weights=job.weights))
-    side, count = teacher.spec.input_size, DEFAULT_BATCH_SIZE["cpu"]
+    side, count = teacher.spec.input_size, job.batch_size
     batch = torch.rand(count, 3, side, side).contiguous(memory_format=torch.channels_last)
     start = time.perf_counter()
     with torch.inference_mode():
@@ -193,6 +193,7 @@ def _proportional_bytes(pid: int) -> int:
 @click.option("--crops", default=500, show_default=True, help="Views an image.")
 @click.option("--images", default=8, show_default=True, help="Images the rival labels a round.")
 @click.option("--batch-images", default=4, show_default=True, help="The rival's -b.")
+@click.option("--batch-size", default=64, show_default=True, help="Crops a forward of labelgen.")
 @click.option("--workers", default=2, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 def main(
@@ -202,6 +203,7 @@ def main(
     crops: int,
     images: int,
     batch_images: int,
+    batch_size: int,
     workers: int,
     rounds: int,
 ) -> None:
@@ -213,7 +215,8 @@ def main(
         for name, work in works.items():
             with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as folder:
                 _link(chosen, Path(folder))
-                job = Job(folder, teacher, weights, crops, images, workers, batch_images, out)
+                job = Job(folder, teacher, weights, crops, images, workers, batch_images,
+                          batch_size, out)  # fmt: skip
                 found[name].append(measure(work, job))
                 print(f"round {number}: {name} {found[name][-1]}", file=sys.stderr)
     rates = [ours["crops_per_s"] / theirs["crops_per_s"]
