@@ -7,6 +7,7 @@ parameters are those of its public checkpoints.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -99,7 +100,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     return split.transpose(1, 2).flatten(1, 2)
 
 
-class _ShuffleNet(nn.Module):
+class _ShuffleNet(nn.Module, ABC):
     """Stem and three stages; `_stage` makes one."""
 
     def __init__(self) -> None:
@@ -108,9 +109,9 @@ class _ShuffleNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(STEM)
         self.layer1, self.layer2, self.layer3 = (self._stage(number) for number in (1, 2, 3))
 
+    @abstractmethod
     def _stage(self, number: int) -> nn.Sequential:
         """Stage 1, 2 or 3, untrained; 4: another one behind the last, with stride 1."""
-        raise NotImplementedError
 
     def _stages(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
