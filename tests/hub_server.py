@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.server
 import json
 import threading
 from typing import Any
+
+from loopback import Handler, LoopbackServer
 
 REPO = "lab/labels"
 SMALL = 512  # bytes up to which a file goes into the commit itself
 
 
-class UploadHub:
+class UploadHub(LoopbackServer):
     """commits: by id, every file of the dataset then; order: their ids, the oldest first.
 
     stored: LFS objects by SHA-256; puts: how often one was uploaded. refuse: next answers to `PUT`.
@@ -32,12 +33,7 @@ class UploadHub:
         self._lock = threading.Lock()
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
+        class Answers(Handler):
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with outer._lock:
@@ -47,28 +43,11 @@ class UploadHub:
                     first, last = (int(x) for x in asked.removeprefix("bytes=").split("-"))
                     headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
                     status, data = 206, data[first : last + 1]
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
+                self.reply(status, data, headers)
 
             do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815 - http.server's names
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> UploadHub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.listen(Answers)
 
     @property
     def files(self) -> dict[str, bytes]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from hub_server import UploadHub
+from loopback import Handler, LoopbackServer
 from remote_helpers import assert_same, connect, publish
 
 from storage.errors import StoreError
@@ -25,7 +24,7 @@ quiet_client = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarni
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub:
+class Hub(LoopbackServer):
     """Answers as the Hub does: a revision's commit, and files by redirects to another host."""
 
     def __init__(self, files: Path) -> None:
@@ -33,12 +32,7 @@ class Hub:
         self.commit = COMMIT
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
+        class Answers(Handler):
             def do_GET(self) -> None:
                 outer.paths.append(self.path)
                 resolve = f"/datasets/lab/labels/resolve/{outer.commit}/"
@@ -68,26 +62,7 @@ class Hub:
                 headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
                 return self.reply(206, data[first : last + 1], headers)
 
-            def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Hub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.listen(Answers)
 
 
 @pytest.fixture

@@ -10,17 +10,18 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from loopback import Handler, LoopbackServer
+
 WAIT = 30.0
 
 
-class FileServer:
+class FileServer(LoopbackServer):
     """Serves a folder with range requests, and spoils answers as `spoil` says.
 
     spoil(path, start, body) -> (body or None, flags); flags: "ignore-range", "short", "drop",
@@ -34,31 +35,14 @@ class FileServer:
         self.bytes_sent = 0
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
+        class Answers(Handler):
             def do_HEAD(self) -> None:
                 self.do_GET()
 
             def do_GET(self) -> None:
                 outer.answer(self)
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> FileServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.listen(Answers)
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         path, asked = request.path.lstrip("/"), request.headers.get("Range")
@@ -137,7 +121,7 @@ def s3_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-class GoogleServer:
+class GoogleServer(LoopbackServer):
     """Objects of Google Cloud Storage in memory, by the part of its XML API that obstore speaks:
     PUT, GET with ranges, HEAD and DELETE of /BUCKET/OBJECT. No accounts, no lists."""
 
@@ -145,38 +129,16 @@ class GoogleServer:
         self.objects: dict[str, bytes] = {}
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
+        class Answers(Handler):
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 name = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")
                 status, data, headers = outer.answer(self, name, body)
-                self.send_response(status)
-                for key, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
+                self.reply(status, data, headers)
 
             do_GET = do_HEAD = do_PUT = do_DELETE = handle_any  # noqa: N815 - http.server's names
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> GoogleServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.listen(Answers)
 
     def answer(
         self, request: http.server.BaseHTTPRequestHandler, name: str, body: bytes

@@ -54,7 +54,10 @@ class FKD(Method):
     def terms(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """Terms of the batch after mixing, which changes its images."""
         mixed = self.mix(batch)
-        logits = student(batch.images)
+        return self.soft_terms(student(batch.images), batch, mixed)
+
+    def soft_terms(self, logits: Tensor, batch: Batch, mixed: Mixed | None) -> dict[str, Tensor]:
+        """{"soft_ce": ...} of a batch that was mixed, or not."""
         return self.loss(logits, batch) if mixed is None else self._mixed_loss(logits, batch, mixed)
 
     def loss(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -61,10 +61,7 @@ class MealV2(FKD):
         """{"soft_ce": ..., "discriminator": ...}; mixed crops are told from mixed labels."""
         mixed = self.mix(batch)
         logits = student(batch.images)
-        if mixed is None:
-            found = self.loss(logits, batch)
-        else:
-            found = self._mixed_loss(logits, batch, mixed)
+        found = self.soft_terms(logits, batch, mixed)
         if self.discriminator is None:
             return found
         assert batch.labels is not None
