@@ -1,7 +1,9 @@
 """A student of a store beside the same student of a live teacher and of hard labels alone.
 
-    python benchmarks/live_teacher.py --train FOLDER --val FOLDER --weights teacher.safetensors \
-        --arch resnet56 --mean 0.5071 0.4865 0.4409 --std 0.2673 0.2564 0.2762 --size 32
+    python benchmarks/live_teacher.py run --out runs --arm store --seed 0 \
+        --train FOLDER --val FOLDER --weights teacher.safetensors \
+        --arch resnet56 --mean 0.5071 0.4865 0.4409 --std 0.2673 0.2564 0.2762
+    python benchmarks/live_teacher.py table --out runs
 
 Every arm has the same network, optimiser, schedule, batch, seeds and number of epochs:
 
@@ -9,19 +11,18 @@ Every arm has the same network, optimiser, schedule, batch, seeds and number of 
     live   the teacher's forward pass on every batch, soft cross-entropy with all its classes
     store  the teacher's stored top-k answers
 
-A store holds as many views as there are epochs, each is used once, and all arms replay the same
-crops in the same order: what differs is what the student is asked for, and what that costs. The
-teacher's classes must be the folder's, in sorted order. Wall time is that of training alone;
-labelling is given apart, and the number of students after which the store has paid for itself.
-The arms of a seed run one after another.
+The store holds as many views as there are epochs, each is used once, and all arms of a seed replay
+the same crops in the same order: what differs is what the student is asked for, and what that
+costs. The teacher's classes must be the folder's, in sorted order. Time is that of training
+alone, by the clock and by the processor; labelling is given apart, and the number of students
+after which the store has paid for itself. Nothing is evaluated before the end of a run, so that no
+epoch is chosen by the validation images. The table compares whatever runs it finds in --out.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,42 +35,48 @@ from torch import Tensor, nn
 from labelgen.run import generate
 from labelgen.teacher import Teacher, load_teacher
 from labelgen.teachers import resolve
+from storage.images import scan_folder
+from storage.reading import MANIFEST
 from storage.views import RandomResizedCrop
 from trainer import methods
 from trainer.batch import Batch
+from trainer.checkpoint import STUDENT_NAME, load_student
+from trainer.evaluate import evaluate
 from trainer.methods.base import Method
 from trainer.request import FitRequest
-from trainer.run import FitResult, fit
+from trainer.run import fit
+
+ARMS = ("hard", "live", "store")
+TIMES = ("seconds", "processor_seconds")
+STORE_NAME = "store.zarr"
 
 
 class LiveTeacher(Method):
     """Soft cross-entropy with a teacher that looks at every batch itself; this benchmark only."""
 
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, autocast: torch.dtype | None) -> None:
         super().__init__()
         self._teacher = (teacher,)  # in a tuple: no part of the run's state
+        self._autocast = autocast
 
     def terms(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """{"soft_ce": mean cross-entropy with the teacher's dense answer}."""
-        with torch.no_grad():
+        low = self._autocast
+        with torch.no_grad(), torch.autocast("cpu", dtype=low, enabled=low is not None):
             wanted = self._teacher[0](batch.images).float().softmax(dim=-1)
         log_q = student(batch.images).float().log_softmax(dim=-1)
         return {"soft_ce": -(wanted * log_q).sum(dim=-1).mean()}
 
 
-def train(arm: str, request: FitRequest, teacher: Teacher) -> FitResult:
-    """One run of an arm."""
-    if arm != "live":
-        return fit(request)
-    create = methods.create
-    methods.create = lambda *_arguments, **_options: LiveTeacher(teacher.model)
-    try:
-        return fit(request)
-    finally:
-        methods.create = create
+@click.group()
+def main() -> None:
+    """Hard labels, a live teacher and its store, compared."""
 
 
-@click.command()
+@main.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+@click.option("--arm", required=True, type=click.Choice(ARMS))
+@click.option("--seed", type=int, required=True)
 @click.option("--train", "train_folder", required=True, type=click.Path(exists=True))
 @click.option("--val", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", required=True, type=click.Path(exists=True))
@@ -83,9 +90,13 @@ def train(arm: str, request: FitRequest, teacher: Teacher) -> FitResult:
 @click.option("--batch-size", type=int, default=128, show_default=True)
 @click.option("--lr", type=float, default=0.1, show_default=True)
 @click.option("--weight-decay", type=float, default=5e-4, show_default=True)
-@click.option("--seeds", type=int, default=3, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32",
+              show_default=True, help="Of the student and of the live teacher.")  # fmt: skip
 @click.option("--loader", default="ffcv", show_default=True)
-def main(
+def run(
+    out: Path,
+    arm: str,
+    seed: int,
     train_folder: str,
     val: Path,
     weights: str,
@@ -99,59 +110,91 @@ def main(
     batch_size: int,
     lr: float,
     weight_decay: float,
-    seeds: int,
+    precision: str,
     loader: str,
 ) -> None:
-    """Print every run and the table of arms as JSON."""
+    """One arm and one seed; the store is made where it isn't there yet."""
     spec = resolve(f"file:{weights}", arch=arch, size=size, mean=mean, std=std)
-    teacher, sampler = load_teacher(spec, "cpu"), RandomResizedCrop(scale=scale)
-    found: dict[str, list[FitResult]] = {"hard": [], "live": [], "store": []}
-    labelling: list[float] = []
-    with tempfile.TemporaryDirectory() as place:
-        for seed in range(seeds):
-            store = Path(place) / f"store{seed}.zarr"
-            started = time.perf_counter()
-            generate(teacher, train_folder, store, crops=epochs, seed=seed, sampler=sampler)
-            labelling.append(time.perf_counter() - started)
-            for arm, runs in found.items():
-                common: dict[str, Any] = {
-                    "data": train_folder, "val": val, "student": student, "size": size,
-                    "epochs": epochs, "batch_size": batch_size, "views_per_image": 1, "lr": lr,
-                    "weight_decay": weight_decay, "seed": seed, "device": "cpu", "loader": loader,
-                    "labels": store, "method": "fkd" if arm == "store" else "supervised",
-                    "out": Path(place) / f"{arm}{seed}",
-                }  # fmt: skip
-                runs.append(train(arm, FitRequest(**common), teacher))
-                print(f"seed {seed}: {arm} {_line(runs[-1])}", file=sys.stderr)
-    seconds = {arm: statistics.median(run.seconds for run in runs) for arm, runs in found.items()}
-    saved = seconds["live"] - seconds["store"]  # by each student
-    paid = round(statistics.median(labelling) / saved, 2) if saved > 0 else None
-    report = {
-        "student": student, "epochs": epochs, "seeds": seeds, "scale": scale,
-        "top1": {arm: _spread([100 * _top1(run) for run in runs]) for arm, runs in found.items()},
-        "training_seconds": {arm: round(value, 1) for arm, value in seconds.items()},
-        "labelling_seconds": round(statistics.median(labelling), 1),
-        "store_over_live_seconds": round(seconds["store"] / seconds["live"], 3),
-        "students_until_paid": paid,
+    teacher = load_teacher(spec, "cpu")
+    store = out / STORE_NAME
+    if not (store / MANIFEST).exists():
+        label(teacher, train_folder, store, epochs, scale)
+    request = FitRequest(
+        data=train_folder, student=student, size=size, epochs=epochs, batch_size=batch_size,
+        views_per_image=1, lr=lr, weight_decay=weight_decay, seed=seed, device="cpu",
+        precision=precision, loader=loader, labels=store, out=out / f"{arm}{seed}",
+        method="fkd" if arm == "store" else "supervised",
+    )  # fmt: skip
+    started = time.process_time()
+    result = train(arm, request, teacher)
+    processor = time.process_time() - started
+    model, config = load_student(result.out / STUDENT_NAME)
+    score = evaluate(model, scan_folder(val), config, device=torch.device("cpu"))
+    line = {
+        "arm": arm, "seed": seed, "epochs": epochs, "top1": 100 * score.top1, "loss": score.loss,
+        "seconds": result.seconds, "processor_seconds": processor,
     }  # fmt: skip
+    (out / f"{arm}{seed}.json").write_text(json.dumps(line))
+    click.echo(json.dumps(line))
+
+
+def label(
+    teacher: Teacher, train_folder: str, store: Path, crops: int, scale: tuple[float, float]
+) -> None:
+    """Make the store and note what that took, beside it."""
+    started = time.perf_counter(), time.process_time()
+    sampler = RandomResizedCrop(scale=scale)
+    generate(teacher, train_folder, store, crops=crops, sampler=sampler)
+    line = {
+        "arm": "labelling",
+        "seconds": time.perf_counter() - started[0],
+        "processor_seconds": time.process_time() - started[1],
+    }
+    (store.parent / "labelling.json").write_text(json.dumps(line))
+
+
+@main.command()
+@click.option("--out", required=True, type=click.Path(exists=True, path_type=Path))
+def table(out: Path) -> None:
+    """The arms of finished runs beside one another, as JSON."""
+    lines = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    labelling = next(line for line in lines if line["arm"] == "labelling")
+    arms = {arm: [line for line in lines if line["arm"] == arm] for arm in ARMS}
+    report: dict[str, Any] = {"epochs": lines[0].get("epochs"), "labelling": labelling}
+    for arm, runs in arms.items():
+        report[arm] = {
+            "top1": spread([run["top1"] for run in runs]),
+            **{name: round(statistics.median(run[name] for run in runs), 1) for name in TIMES},
+        }
+    for name in TIMES:
+        saved = report["live"][name] - report["store"][name]  # by each student
+        report[f"{name} of store / live"] = round(report["store"][name] / report["live"][name], 3)
+        report[f"students until paid, by {name}"] = (
+            round(labelling[name] / saved, 2) if saved > 0 else None
+        )
     click.echo(json.dumps(report, indent=2))
 
 
-def _top1(run: FitResult) -> float:
-    assert run.evaluation is not None
-    return run.evaluation.top1
-
-
-def _line(run: FitResult) -> str:
-    return f"top-1 {100 * _top1(run):.2f} % in {run.seconds:.0f} s"
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, sample deviation and all values, rounded."""
     return {
         "mean": round(statistics.mean(values), 2),
         "deviation": round(statistics.stdev(values), 2) if len(values) > 1 else None,
         "all": [round(value, 2) for value in values],
     }
+
+
+def train(arm: str, request: FitRequest, teacher: Teacher) -> Any:
+    """One run of an arm."""
+    if arm != "live":
+        return fit(request)
+    low = torch.bfloat16 if request.precision == "bf16" else None
+    create = methods.create
+    methods.create = lambda *_arguments, **_options: LiveTeacher(teacher.model, low)
+    try:
+        return fit(request)
+    finally:
+        methods.create = create
 
 
 if __name__ == "__main__":

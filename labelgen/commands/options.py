@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from storage.cli_common import DEFAULT_STORE
+
 if TYPE_CHECKING:
     from labelgen.teacher import Teacher
 
@@ -50,6 +52,27 @@ def teacher_options(required: bool) -> Callable[[F], F]:
             help="Alias (r152), tv:NAME@WEIGHTS, timm:NAME, hf-hub:REPO@REV, local-dir:FOLDER, "
             "file:weights.safetensors or ensemble:A+B; see labelgen teachers.",
         )(command)  # fmt: skip
+
+    return decorate
+
+
+def label_options(out_help: str) -> Callable[[F], F]:
+    """--data, --out, --crops and --top-k: what is labelled, and how much of it is kept."""
+    options = (
+        click.option("--data", type=click.Path(), default=None,
+                     help="Image folder [default: $TEACHONCE_DATA, else ./data]."),
+        click.option("--out", type=click.Path(), default=DEFAULT_STORE, show_default=True,
+                     help=out_help),
+        click.option("--crops", type=click.IntRange(1), default=500, show_default=True,
+                     help="Views labelled of every image."),
+        click.option("--top-k", type=click.IntRange(1), default=None,
+                     help="Classes kept a label [default: 10, or all if there are fewer]."),
+    )  # fmt: skip
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
 
     return decorate
 

@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from labelgen.augment_options import augment_options, take_augment
-from labelgen.commands.options import load_teacher_from, teacher_options
+from labelgen.commands.options import label_options, load_teacher_from, teacher_options
 from storage.cli_common import (
-    DEFAULT_STORE,
     device_option,
     json_option,
     print_result,
@@ -25,14 +24,7 @@ from storage.cli_common import (
 
 @click.command()
 @teacher_options(required=True)
-@click.option("--data", type=click.Path(), default=None,
-              help="Image folder [default: $TEACHONCE_DATA, else ./data].")  # fmt: skip
-@click.option("--out", type=click.Path(), default=DEFAULT_STORE, show_default=True,
-              help="Where the label store would be written; nothing is written there.")  # fmt: skip
-@click.option("--crops", type=click.IntRange(1), default=500, show_default=True,
-              help="Views labelled of every image.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(1), default=None,
-              help="Classes kept a label [default: 10, or all if there are fewer].")  # fmt: skip
+@label_options("Where the label store would be written; nothing is written there.")
 @view_options
 @augment_options
 @click.option("--batch-size", type=click.IntRange(1), default=None,

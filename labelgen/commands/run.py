@@ -14,13 +14,13 @@ from labelgen.commands.engine_options import (
 )
 from labelgen.commands.options import (
     batch_options,
+    label_options,
     load_teacher_from,
     stop_on_signals,
     teacher_options,
 )
 from labelgen.target_options import options_from_cli, target_options
 from storage.cli_common import (
-    DEFAULT_STORE,
     device_option,
     json_option,
     overwrite_option,
@@ -35,14 +35,7 @@ from storage.cli_common import (
 
 @click.command(cls=CommandWithWords)
 @teacher_options(required=True)
-@click.option("--data", type=click.Path(), default=None,
-              help="Image folder [default: $TEACHONCE_DATA, else ./data].")  # fmt: skip
-@click.option("--out", type=click.Path(), default=DEFAULT_STORE, show_default=True,
-              help="Label store to write, or to go on with.")  # fmt: skip
-@click.option("--crops", type=click.IntRange(1), default=500, show_default=True,
-              help="Views labelled of every image.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(1), default=None,
-              help="Classes kept a label [default: 10, or all if there are fewer].")  # fmt: skip
+@label_options("Label store to write, or to go on with.")
 @view_options
 @augment_options
 @target_options
