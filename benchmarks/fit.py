@@ -36,7 +36,7 @@ def main(labels: Path, data: str | None, student: str, batch_size: int, views_pe
     """Print steps a second of both sides and their ratio."""
     from trainer import methods, models, optim
     from trainer.batch import Batch, TopKTarget
-    from trainer.data import BatchSource
+    from trainer.batches import BatchSource
     from trainer.inputs import (
         create_loader,
         find_images,

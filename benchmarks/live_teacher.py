@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from labelgen.run import generate
+from labelgen.target_options import TargetOptions
 from labelgen.teacher import Teacher, load_teacher
 from labelgen.teachers import resolve
 from storage.images import scan_folder
@@ -125,26 +127,47 @@ def run(
         precision=precision, loader=loader, labels=store, out=out / f"{arm}{seed}",
         method="fkd" if arm == "store" else "supervised",
     )  # fmt: skip
-    started = time.process_time()
-    result = train(arm, request, teacher)
-    processor = time.process_time() - started
-    model, config = load_student(result.out / STUDENT_NAME)
-    score = evaluate(model, scan_folder(val), config, device=torch.device("cpu"))
-    line = {
-        "arm": arm, "seed": seed, "epochs": epochs, "top1": 100 * score.top1, "loss": score.loss,
-        "seconds": result.seconds, "processor_seconds": processor,
-    }  # fmt: skip
+    live = partial(live_method, teacher, precision) if arm == "live" else None
+    line = measured(request, live, val) | {"arm": arm, "seed": seed, "epochs": epochs}
     (out / f"{arm}{seed}.json").write_text(json.dumps(line))
     click.echo(json.dumps(line))
 
 
+def live_method(teacher: Teacher, precision: str, *_arguments: Any, **_options: Any) -> Method:
+    """What trainer.methods.create is replaced by."""
+    return LiveTeacher(teacher.model, torch.bfloat16 if precision == "bf16" else None)
+
+
+def measured(
+    request: FitRequest, create: Callable[..., Method] | None, val: Path | None
+) -> dict[str, Any]:
+    """Train, and score the student.
+
+    Args:
+        create: makes the method in place of trainer.methods.create. val: None: not scored.
+    """
+    started, own = time.process_time(), methods.create
+    methods.create = create or own
+    try:
+        result = fit(request)
+    finally:
+        methods.create = own
+    line = {"seconds": result.seconds, "processor_seconds": time.process_time() - started}
+    if val is None:
+        return line
+    model, config = load_student(result.out / STUDENT_NAME)
+    score = evaluate(model, scan_folder(val), config, device=torch.device("cpu"))
+    return line | {"top1": 100 * score.top1, "loss": score.loss}
+
+
 def label(
-    teacher: Teacher, train_folder: str, store: Path, crops: int, scale: tuple[float, float]
-) -> None:
+    teacher: Teacher, train_folder: str, store: Path, crops: int, scale: tuple[float, float],
+    targets: TargetOptions | None = None,
+) -> None:  # fmt: skip
     """Make the store and note what that took, beside it."""
     started = time.perf_counter(), time.process_time()
     sampler = RandomResizedCrop(scale=scale)
-    generate(teacher, train_folder, store, crops=crops, sampler=sampler)
+    generate(teacher, train_folder, store, crops=crops, sampler=sampler, targets=targets)
     line = {
         "arm": "labelling",
         "seconds": time.perf_counter() - started[0],
@@ -157,12 +180,18 @@ def label(
 @click.option("--out", required=True, type=click.Path(exists=True, path_type=Path))
 def table(out: Path) -> None:
     """The arms of finished runs beside one another, as JSON."""
+    click.echo(json.dumps(compared(out), indent=2))
+
+
+def compared(out: Path) -> dict[str, Any]:
+    """Scores and times of a folder's runs by arm, and when its store has paid for itself."""
     lines = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     labelling = next(line for line in lines if line["arm"] == "labelling")
-    arms = {arm: [line for line in lines if line["arm"] == arm] for arm in ARMS}
-    report: dict[str, Any] = {"epochs": lines[0].get("epochs"), "labelling": labelling}
-    for arm, runs in arms.items():
+    report: dict[str, Any] = {"labelling": labelling}
+    for arm in ARMS:
+        runs = [line for line in lines if line["arm"] == arm]
         report[arm] = {
+            "epochs": runs[0]["epochs"],
             "top1": spread([run["top1"] for run in runs]),
             **{name: round(statistics.median(run[name] for run in runs), 1) for name in TIMES},
         }
@@ -172,7 +201,7 @@ def table(out: Path) -> None:
         report[f"students until paid, by {name}"] = (
             round(labelling[name] / saved, 2) if saved > 0 else None
         )
-    click.echo(json.dumps(report, indent=2))
+    return report
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -182,19 +211,6 @@ def spread(values: list[float]) -> dict[str, Any]:
         "deviation": round(statistics.stdev(values), 2) if len(values) > 1 else None,
         "all": [round(value, 2) for value in values],
     }
-
-
-def train(arm: str, request: FitRequest, teacher: Teacher) -> Any:
-    """One run of an arm."""
-    if arm != "live":
-        return fit(request)
-    low = torch.bfloat16 if request.precision == "bf16" else None
-    create = methods.create
-    methods.create = lambda *_arguments, **_options: LiveTeacher(teacher.model, low)
-    try:
-        return fit(request)
-    finally:
-        methods.create = create
 
 
 if __name__ == "__main__":
