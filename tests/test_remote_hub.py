@@ -33,7 +33,7 @@ class Hub(LoopbackServer):
         outer = self
 
         class Answers(Handler):
-            def do_GET(self) -> None:
+            def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
                 outer.paths.append(self.path)
                 resolve = f"/datasets/lab/labels/resolve/{outer.commit}/"
                 if self.path == "/api/datasets/lab/labels/revision/v1.0":

@@ -36,10 +36,10 @@ class FileServer(LoopbackServer):
         outer = self
 
         class Answers(Handler):
-            def do_HEAD(self) -> None:
+            def do_HEAD(self) -> None:  # noqa: N802 - the name http.server calls
                 self.do_GET()
 
-            def do_GET(self) -> None:
+            def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
                 outer.answer(self)
 
         self.listen(Answers)
