@@ -14,8 +14,8 @@ from trainer import models
 from trainer.checkpoint import load_student, save_student
 from trainer.config import StudentConfig
 from transfer import export as exporting
-from transfer.cli import TARGETS as OFFERED
 from transfer.cli import cli
+from transfer.commands.export import TARGETS as OFFERED
 from transfer.export import export, largest_difference
 
 
@@ -41,6 +41,8 @@ def write_student(path, arch, num_classes=6):
         ("timm:resnet10t", "timm"),
         ("tv:resnet18", "timm"),  # one network in both libraries
         ("timm:resnet18", "torchvision"),
+        ("timm:resnet50d", "timm"),  # ScaleKD's students, as MobileNetV1
+        ("timm:mobilenetv1_100", "timm"),
         ("resnet8", "hub"),
         ("timm:resnet10t", "hub"),
         ("resnet8", "pt2"),

@@ -3,7 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"export": "transfer.export", "run_probe": "transfer.probe_run"}
+_PUBLIC = {
+    "export": "transfer.export",
+    "run_classify": "transfer.classify",
+    "run_detect": "transfer.detect.run",
+    "run_probe": "transfer.probe_run",
+    "run_segment": "transfer.segment.run",
+    "write_report": "transfer.report",
+}
 __all__ = list(_PUBLIC)
 
 

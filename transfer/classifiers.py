@@ -53,10 +53,10 @@ def fit_logistic(features: Tensor, target: Tensor, num_classes: int, decay: floa
         optimizer.zero_grad()
         loss = F.cross_entropy(features @ weight + bias, target)
         loss = loss + decay / 2 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Linear(weight.detach(), bias.detach())
 
 
@@ -116,7 +116,7 @@ def knn_predict(
     """
     directions = F.normalize(bank.float(), dim=1)
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for chunk in queries.float().split(_CHUNK):
+    for chunk in torch.split(queries.float(), _CHUNK):
         similarity, index = (F.normalize(chunk, dim=1) @ directions.T).topk(max(ks), dim=1)
         # the common factor exp(-1 / temperature) changes no winner and keeps small ones finite
         weight = ((similarity.double() - 1) / temperature).exp()

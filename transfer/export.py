@@ -254,8 +254,9 @@ def _as_torchvision(found: dict[str, Tensor], student: nn.Module, config: Studen
     """A torchvision ResNet of the tensors of a file; a classifier it lacks is the student's."""
     from torchvision import models
 
-    network = models.get_model(resnet_name(config.arch), weights=None,
-                               num_classes=config.num_classes)  # fmt: skip
+    network: nn.Module = models.get_model(
+        resnet_name(config.arch), weights=None, num_classes=config.num_classes
+    )
     head = {name: t for name, t in student.state_dict().items() if name not in found}
     network.load_state_dict(found | {n: t for n, t in head.items() if n.startswith("fc.")})
     return network.eval()

@@ -58,7 +58,7 @@ class Extraction:
     workers: int = 2
 
 
-class Crops(Dataset):
+class Crops(Dataset[tuple[torch.Tensor, int]]):
     """Images as uint8 [S, S, 3] centre crops, each with how it went."""
 
     def __init__(self, images: LabelledImages, config: StudentConfig, whole: bool) -> None:
@@ -135,7 +135,7 @@ def extract(
         UsageError: the network does not end in a linear layer, or no image can be decoded.
         TrainingError: features that are not finite.
     """
-    model = model.to(settings.device, memory_format=torch.channels_last).eval()
+    model = model.to(settings.device).to(memory_format=torch.channels_last).eval()
     head = find_head(model, noise_batch(config.input_size, settings.device))
     if head is None:
         raise UsageError(
@@ -167,7 +167,9 @@ def extract(
     return _keep_decoded(torch.cat(values).numpy(), torch.cat(states).numpy(), images)
 
 
-def _keep_decoded(values: npt.NDArray, states: npt.NDArray, images: LabelledImages) -> Features:
+def _keep_decoded(
+    values: npt.NDArray[np.float32], states: npt.NDArray[np.int64], images: LabelledImages
+) -> Features:
     fine = states != _MASKED
     if not fine.any():
         raise UsageError(

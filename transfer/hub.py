@@ -20,7 +20,7 @@ def timm_config(name: str, config: StudentConfig) -> dict[str, Any]:
     import timm
 
     default = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    known = {} if default is None else default.to_dict()
+    known = {} if default is None else default.to_dict()  # type: ignore[no-untyped-call]
     pretrained = {key: known[key] for key in _ARCHITECTURE_KEYS if known.get(key) is not None}
     pretrained |= {
         "input_size": [3, config.input_size, config.input_size],

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from storage.atomic import write_atomic
-from storage.classes import map_classes
 from storage.errors import UsageError
 from trainer import models
 from trainer.checkpoint import load_student
@@ -21,25 +19,27 @@ from trainer.models.device import resolve_device
 from trainer.models.init import file_digest
 from trainer.report import format_table
 from transfer.features import Extraction, Features, cached_features
-from transfer.images import LabelledImages, fingerprint, open_labelled
 from transfer.probe import ProbeResult, ProbeSettings, probe
+from transfer.splits import Split, open_splits, split_notes
+from transfer.starts import SCRATCH, STUDENT
 
-RESULTS_NAME = "probe.json"
-RANDOM = "random"
+TASK, FORMAT = "probe", 1
+RESULTS_NAME = f"{TASK}.json"
+RANDOM = "random"  # in identities, before the seed, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRequest:
     """What `transfer probe` was asked for.
 
-    data, val: see `transfer.images.open_labelled`. compare: other student files, or `random`: the
-    student's own network before any training. out: folder of the results and the features; None:
-    `probe` beside the student.
+    data, val: see `transfer.splits.open_splits`. compare: other student files, as FILE or
+    NAME=FILE, or `random` (also `scratch`): the student's own network before any training.
+    out: folder of the results and the features; None: `probe` beside the student.
     """
 
     student: Path
     data: str
-    val: str
+    val: str | None = None
     out: Path | None = None
     compare: tuple[str, ...] = ()
     settings: ProbeSettings = field(default_factory=ProbeSettings)
@@ -48,16 +48,6 @@ class ProbeRequest:
     batch_size: int = 128
     workers: int = 2
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images of one side with what identifies them; labels: class numbers of the training side."""
-
-    images: LabelledImages
-    digest: str
-    contents: frozenset[bytes]
-    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -101,54 +91,22 @@ def run_probe(request: ProbeRequest) -> Report:
 def load_networks(request: ProbeRequest) -> dict[str, tuple[nn.Module, StudentConfig, str]]:
     """Networks by name, each with how it is fed and what identifies its weights."""
     model, config = load_student(request.student)
-    found = {"student": (model, config, file_digest(request.student))}
-    for name in dict.fromkeys(request.compare):
-        if name == RANDOM:
+    found = {STUDENT: (model, config, file_digest(request.student))}
+    for text in dict.fromkeys(request.compare):
+        name, equals, file = text.partition("=")
+        if name in found:
+            raise UsageError(f"--compare names two networks {name!r}: name one otherwise")
+        if text in (RANDOM, SCRATCH):
             seed = request.settings.seed
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 fresh = models.create(config.arch, config.num_classes)
             found[name] = fresh, config, f"random {seed} torch {torch.__version__}"
         else:
-            other, other_config = load_student(Path(name))
-            found[name] = other, other_config, file_digest(Path(name))
+            path = Path(file if equals else text)
+            other, other_config = load_student(path)
+            found[name] = other, other_config, file_digest(path)
     return found
-
-
-def open_splits(data: str, val: str) -> tuple[Split, Split]:
-    """Training and validation images, their classes matched by name.
-
-    Raises:
-        UsageError: a class of the validation images that the training images lack, or fewer than
-            two classes.
-    """
-    train_images, val_images = open_labelled(data, "train"), open_labelled(val, "test")
-    classes = train_images.classes
-    if len(classes) < 2:
-        raise UsageError(f"{data} has one class ({classes[0]}): a probe needs at least two")
-    mapping = map_classes(val_images.classes, classes)
-    if mapping is None:
-        lacking = [name for name in val_images.classes if name not in set(classes)]
-        raise UsageError(
-            f"{val} has {len(lacking)} classes that {data} lacks, such as "
-            f"{(lacking or list(val_images.classes))[0]!r}: the class names must be the same"
-        )
-    return (
-        Split(train_images, *fingerprint(train_images), np.arange(len(classes))),
-        Split(val_images, *fingerprint(val_images), mapping),
-    )
-
-
-def split_notes(train: Split, val: Split) -> tuple[str, ...]:
-    """What people should know about the two sides before they trust a number."""
-    shared = len((train.contents & val.contents) - {_NOTHING})
-    absent = len(train.images.classes) - len(val.images.classes)
-    return (
-        *((f"{shared} images are in both --data and --val: the results are too good",)
-          * (shared > 0)),
-        *((f"{absent} of {len(train.images.classes)} classes have no validation images",)
-          * (absent > 0)),
-    )  # fmt: skip
 
 
 def image_notes(pair: list[Features], config: StudentConfig) -> list[str]:
@@ -186,7 +144,6 @@ def describe(report: Report) -> str:
 
 
 CHOICE = "weight decay chosen on held-out training images; nothing was chosen on --val"
-_NOTHING = bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 
 
 def _features(
@@ -205,17 +162,11 @@ def _values(
     results: dict[str, ProbeResult],
     notes: list[str],
 ) -> dict[str, Any]:
-    sides = {
-        name: {
-            "location": side.images.location,
-            "images": len(side.images.targets),
-            "classes": len(side.images.classes),
-            "sha256": side.digest,
-        }
-        for name, side in (("train", train), ("val", val))
-    }
     return {
-        **sides,
+        "format": FORMAT,
+        "task": TASK,
+        "train": train.to_json(),
+        "val": val.to_json(),
         "crop": "whole" if request.whole else "centre",
         "settings": asdict(request.settings),
         "choice": CHOICE,

@@ -1,0 +1,1 @@
+"""Detection: a student as the backbone of torchvision's detectors."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation with the student as encoder (segmentation-models-pytorch)."""

@@ -1,0 +1,289 @@
+"""`transfer segment`: fine-tune on masks, from several starts and seeds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from storage.allocator import keep_freed_memory
+from storage.errors import UsageError
+from trainer.checkpoint import CHECKPOINT_NAME
+from trainer.config import StudentConfig
+from trainer.metrics import METRICS_NAME
+from trainer.models.device import resolve_device
+from trainer.optim import parameter_groups
+from trainer.step_config import OptimConfig, ScheduleConfig
+from transfer.epochs import EpochBatches
+from transfer.extra import load_extra
+from transfer.finetune import FineTuneConfig, Tuned, fine_tune
+from transfer.licence import licence_note
+from transfer.options import TaskOptions
+from transfer.results import (
+    CHOICE,
+    SCORE_NAME,
+    RunScore,
+    load_score,
+    run_folder,
+    save_score,
+    write_results,
+)
+from transfer.segment.augment import SegmentBatch, SegmentSamples, collate
+from transfer.segment.data import SegmentData, Split, notes_on, open_data, scan
+from transfer.segment.evaluate import Predictor, judge, predictions
+from transfer.segment.keep import NETWORK_NAME, save_segmenter
+from transfer.segment.model import Segmenter, build_segmenter, check_start
+from transfer.segment.overlay import segment_overlay
+from transfer.segment.settings import IGNORED, SegmentSettings, resolve
+from transfer.starts import Start, open_starts
+
+TASK = "segment"
+RESULTS_NAME = f"{TASK}.json"
+OVERLAYS_NAME = "overlays"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest:
+    """What `transfer segment` was asked for.
+
+    Attributes:
+        data: see `transfer.segment.data.open_data`.
+        changes: settings by name, over the data set's own; None leaves one as it is.
+        overlays: validation images of every run that are drawn with their prediction.
+    """
+
+    student: Path
+    data: str
+    task: TaskOptions = field(default_factory=TaskOptions)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    overlays: int = 8
+
+
+def run_segment(request: SegmentRequest) -> dict[str, Any]:
+    """Fine-tune every start with every seed; the values of segment.json.
+
+    Raises:
+        UsageError: see `open_starts`, `open_data`, `resolve`, `check_start`; or the folder is
+            of other runs.
+        TrainingError: a run failed or was stopped; the same request goes on.
+    """
+    keep_freed_memory()
+    for library in ("segmentation_models_pytorch", "torchmetrics"):
+        load_extra(library, "transfer segment")
+    task = request.task
+    device = resolve_device(task.device)
+    starts = open_starts(request.student, task.compare)
+    data = open_data(request.data)
+    asked = {"epochs": task.epochs, "batch_size": task.batch_size, "lr": task.lr}
+    settings = resolve(data.layout, starts[0].config.arch, {**asked, **request.changes})
+    for start in starts:  # before the images are read
+        check_start(start, settings, len(data.table.names))
+    train, val = (
+        scan(pairs, data.table, label, task.workers)
+        for pairs, label in ((data.train, "training"), (data.val, "validation"))
+    )
+    if len(train.pairs) < 2:
+        raise UsageError(f"{data.location} has one training image: batch norms need two or more")
+    runs = _Runs(request, settings, data, train, val, device)
+    scores = {
+        start.name: (start, [runs.score(start, seed) for seed in task.all_seeds])
+        for start in starts
+    }
+    return write_results(
+        _out(request) / RESULTS_NAME,
+        TASK,
+        "miou",
+        {
+            "layout": data.layout,
+            "classes": list(data.table.names),
+            "train": _described(data, "training", train),
+            "val": _described(data, "validation", val),
+        },
+        {**settings.to_json(), "precision": runs.precision, "seeds": list(task.all_seeds),
+         "device": task.device, "workers": task.workers},
+        scores,
+        [note for note in (*data.notes, *notes_on(data.table, train, val),
+                           licence_note(data.root), CHOICE) if note],
+    )  # fmt: skip
+
+
+def _described(data: SegmentData, name: str, split: Split) -> dict[str, Any]:
+    return {
+        "location": f"{data.location} ({name})",
+        "images": len(split.pairs),
+        "left_out": list(split.bad),
+        "digest": split.digest,
+    }
+
+
+def _out(request: SegmentRequest) -> Path:
+    return request.task.out or request.student.parent / TASK
+
+
+class _Runs:
+    """Runs of one request."""
+
+    def __init__(
+        self,
+        request: SegmentRequest,
+        settings: SegmentSettings,
+        data: SegmentData,
+        train: Split,
+        val: Split,
+        device: torch.device,
+    ) -> None:
+        self._request, self._settings, self._data = request, settings, data
+        self._train, self._val, self._device = train, val, device
+        default = "bf16" if device.type == "cuda" else "fp32"
+        self.precision = request.task.precision or default
+        # one worker is this process: a second one would only wait for it
+        self._workers = request.task.workers if request.task.workers > 1 else 0
+
+    def score(self, start: Start, seed: int) -> RunScore:
+        """A run's score, of a run before where it was finished."""
+        folder = run_folder(_out(self._request), start, seed)
+        config = self._config(start, seed)
+        if self._request.task.overwrite:
+            _clear(folder)
+        found = load_score(folder, config.to_json())
+        if found is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = self._run(start, seed, folder, config)
+            save_score(folder, found, config.to_json())
+        return found
+
+    def _config(self, start: Start, seed: int) -> FineTuneConfig:
+        settings = self._settings
+        return FineTuneConfig(
+            epochs=settings.epochs,
+            optim=OptimConfig(lr=settings.lr, momentum=settings.momentum, nesterov=False,
+                              weight_decay=settings.weight_decay),
+            schedule=ScheduleConfig(kind="poly", power=settings.power,
+                                    warmup_epochs=settings.warmup_epochs),
+            precision=self.precision,
+            clip_norm=settings.clip_norm,
+            seed=seed,
+            task={
+                "start": start.identity,
+                "student": start.config.to_json(),
+                "train": self._train.digest,
+                "val": self._val.digest,
+                "classes": list(self._data.table.names),
+                "ids": list(self._data.table.ids),
+                "segment": settings.to_json(),
+            },
+        )  # fmt: skip
+
+    def _run(self, start: Start, seed: int, folder: Path, config: FineTuneConfig) -> RunScore:
+        settings, table = self._settings, self._data.table
+        model = build_segmenter(start, settings, len(table.names), seed)
+        groups = [
+            *parameter_groups(config.optim, model.network.encoder),
+            *parameter_groups(config.optim, *model.heads(), lr_factor=settings.head_factor),
+        ]
+        predictor = Predictor(model, start.config, settings, self._device)
+
+        def evaluate(network: nn.Module) -> dict[str, Any]:
+            return judge(predictor, network, self._val.pairs, table, self._workers).to_json()
+
+        tuned = fine_tune(
+            config,
+            model,
+            groups,
+            EpochBatches(
+                SegmentSamples(self._train.pairs, table, settings, start.config.mean),
+                collate,
+                seed=seed,
+                batch_size=settings.batch_size,
+                workers=self._workers,
+            ),
+            _Loss(start.config, settings.aux_weight, self._device),
+            folder,
+            device=self._device,
+            evaluate=evaluate,
+            evaluate_every=settings.evaluate_every or settings.epochs,
+        )
+        save_segmenter(folder / NETWORK_NAME, model, start.config, settings, table.names)
+        self._draw(folder / OVERLAYS_NAME, predictor, model)
+        return _score(seed, tuned, table.names)
+
+    def _draw(self, folder: Path, predictor: Predictor, model: Segmenter) -> None:
+        pairs, wanted = self._val.pairs, min(self._request.overlays, len(self._val.pairs))
+        if not wanted:
+            return
+        folder.mkdir(exist_ok=True)
+        chosen = tuple(pairs[i * len(pairs) // wanted] for i in range(wanted))
+        was_training = model.training
+        model.eval()
+        found = predictions(predictor, chosen, self._data.table)
+        for pair, (pixels, predicted, target) in zip(chosen, found, strict=True):
+            path = folder / f"{pair.image.stem}.png"
+            segment_overlay(path, pixels, predicted, target, self._data.table.names)
+        model.train(was_training)
+
+
+class _Loss:
+    """Cross-entropy over the pixels that count, of both heads (transfer.finetune.Loss)."""
+
+    def __init__(self, student: StudentConfig, aux_weight: float, device: torch.device) -> None:
+        self._aux_weight, self._device = aux_weight, device
+        self._mean, self._scale = (
+            torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (
+                [255 * value for value in student.mean],
+                [1 / (255 * value) for value in student.std],
+            )
+        )
+
+    def __call__(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
+        images = (batch.images.to(self._device).float() - self._mean) * self._scale
+        target = batch.target.to(self._device).long()
+        found = model(images.contiguous(memory_format=torch.channels_last))
+        if isinstance(found, tuple):
+            main, second = found
+            return {"main": pixel_loss(main, target),
+                    "aux": self._aux_weight * pixel_loss(second, target)}  # fmt: skip
+        return {"main": pixel_loss(found, target)}
+
+
+def pixel_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of the pixels that aren't IGNORED; 0 where all are.
+
+    Args:
+        logits: [B, C, H, W]. target: int64 [B, H, W].
+    """
+    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="sum")
+    return total / (target != IGNORED).sum().clamp(min=1)
+
+
+def _score(seed: int, tuned: Tuned, names: tuple[str, ...]) -> RunScore:
+    by_epoch = {line["epoch"]: line for line in tuned.evaluations}
+    last = by_epoch[max(by_epoch)]
+    best = max(by_epoch.values(), key=lambda line: (line["miou"], -line["epoch"]))
+    return RunScore(
+        seed=seed,
+        metrics={
+            "miou": last["miou"],
+            "pixel_accuracy": last["pixel_accuracy"],
+            "best_miou": best["miou"],
+        },
+        seconds=tuned.seconds,
+        extra={
+            "last_epoch": last["epoch"],
+            "best_epoch": best["epoch"],
+            "ious": dict(zip(names, last["ious"], strict=True)),
+        },
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a run before has left, and nothing else."""
+    for name in (CHECKPOINT_NAME, METRICS_NAME, SCORE_NAME, NETWORK_NAME):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / OVERLAYS_NAME, ignore_errors=True)
