@@ -7,9 +7,11 @@
     (b)  a loader built like FKD's: per image torch.load of a 500-crop label file, Pillow
          decode, crop, bilinear resize, flip, ToTensor, Normalize in a DataLoader
     (c)  FFCV's own imdecode (fast DCT) and resize_crop (INTER_AREA) of the same boxes
-    (d)  the exact decode alone, in the same FFCV machinery
+    (d)  the exact decode alone
 
-Ratios are medians over the rounds of ratios within a round.
+(a), (a8), (c) and (d) run in the same loader, settings and threads, once on the source bytes and
+once on a beton packed with --max-side 500 --quality 90, with boxes drawn for it; (b) always reads
+the source files. Ratios are medians over the rounds of ratios within a round.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +34,7 @@ from numba import carray, njit
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from storage.allocator import keep_freed_memory
 from storage.codecs import TopKCodec, TopKLabels
 from storage.images import ImageStatus, scan_folder
 from storage.views import RandomResizedCrop
@@ -39,6 +43,7 @@ from trainer.replay.beton import Beton, pack
 from trainer.replay.decoder import ReplayDecoder, _as_pointer, decode_jpeg
 from trainer.replay.loader import FFCVReplayLoader
 from trainer.replay.normalize import Normalizer
+from trainer.replay.reencode import Reencoding
 from trainer.replay.resample import canvas_bytes
 
 SIZE, VIEWS, BATCH, CLASSES, TOP_K, LABEL_CROPS = 224, 4, 16, 1000, 10, 500
@@ -48,61 +53,35 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class FfcvCutDecoder(ReplayDecoder):
     """(c): FFCV's C functions on the same bytes and boxes; no flip."""
 
-    def generate_code(self) -> Callable:
-        each, size = Compiler.get_iterator(), self.size
+    def row_code(self) -> Callable:
         decode_c, resize_c = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        box_address = np.int64(self.box.ctypes.data)
-        views = self.box.shape[1]
+        box_address, views = np.int64(self.box.ctypes.data), self.box.shape[1]
 
         @njit(nogil=True)
-        def row_boxes(row):
-            return carray(_as_pointer(box_address + row * views * 8, np.uint16), (views, 4))
+        def work(row, status, mode, warns, height, width, data, out, tables):
+            tall, wide = np.uint32(height), np.uint32(width)
+            pixels = np.empty((height, width, 3), np.uint8)
+            decode_c(data, pixels, tall, wide, tall, wide, 0, 0, 1, 1, False, False)
+            boxes = carray(_as_pointer(box_address + row * views * 8, np.uint16), (views, 4))
+            for view in range(views):
+                top, left = np.int64(boxes[view, 0]), np.int64(boxes[view, 1])
+                resize_c(pixels, top, top + np.int64(boxes[view, 2]), left,
+                         left + np.int64(boxes[view, 3]), out[view])  # fmt: skip
+            return 0
 
-        def decode(batch_indices, memory, metadata, storage_state):
-            images, digests, statuses = memory
-            file = storage_state[0]
-            for slot in each(len(batch_indices)):
-                row = np.int64(batch_indices[slot])
-                record = metadata[row]
-                start, count = np.int64(record["ptr"]), np.int64(record["size"])
-                height, width = np.uint32(record["height"]), np.uint32(record["width"])
-                pixels = np.empty((np.int64(height), np.int64(width), 3), np.uint8)
-                decode_c(file[start : start + count], pixels, height, width, height, width,
-                         0, 0, 1, 1, False, False)  # fmt: skip
-                boxes = row_boxes(row)
-                for view in range(views):
-                    top, left = np.int64(boxes[view, 0]), np.int64(boxes[view, 1])
-                    resize_c(pixels, top, top + np.int64(boxes[view, 2]), left,
-                             left + np.int64(boxes[view, 3]), images[slot, view])  # fmt: skip
-                statuses[slot] = 0
-            return images, digests, statuses
-
-        assert size == SIZE
-        decode.is_parallel = True
-        return decode
+        return work
 
 
 class DecodeOnly(ReplayDecoder):
     """(d): our decode, no cut."""
 
-    def generate_code(self) -> Callable:
-        each = Compiler.get_iterator()
+    def row_code(self) -> Callable:
+        @njit(nogil=True)
+        def work(row, status, mode, warns, height, width, data, out, tables):
+            canvas = np.empty(canvas_bytes(height, width), np.uint8)
+            return decode_jpeg(data, height, width, canvas, 0, 4 * width, 0)
 
-        def decode(batch_indices, memory, metadata, storage_state):
-            images, digests, statuses = memory
-            file = storage_state[0]
-            for slot in each(len(batch_indices)):
-                record = metadata[batch_indices[slot]]
-                start, count = np.int64(record["ptr"]), np.int64(record["size"])
-                height, width = np.int64(record["height"]), np.int64(record["width"])
-                canvas = np.empty(canvas_bytes(height, width), np.uint8)
-                statuses[slot] = decode_jpeg(
-                    file[start : start + count], height, width, canvas, 0, 4 * width, 0
-                )
-            return images, digests, statuses
-
-        decode.is_parallel = True
-        return decode
+        return work
 
 
 class FkdDataset(Dataset):
@@ -132,8 +111,17 @@ class FkdDataset(Dataset):
         return torch.stack(crops), soft[torch.from_numpy(chosen)]
 
 
-def make_labels(beton: Beton, folder: Path) -> tuple[np.ndarray, np.ndarray, TopKLabels]:
-    """Boxes, flips and labels of VIEWS views in memory, and FKD's files of LABEL_CROPS."""
+@dataclass(frozen=True)
+class Plan:
+    """Boxes, flips and labels of VIEWS views, by beton row."""
+
+    box: np.ndarray
+    flip: np.ndarray
+    labels: TopKLabels
+
+
+def make_plan(beton: Beton, fkd_files: Path | None = None) -> Plan:
+    """Views drawn as `labelgen` draws them; FKD's files of LABEL_CROPS where a folder is given."""
     rng = np.random.default_rng(0)
     box = np.zeros((beton.num_rows, VIEWS, 4), np.uint16)
     flip = np.zeros((beton.num_rows, VIEWS), np.uint8)
@@ -142,16 +130,51 @@ def make_labels(beton: Beton, folder: Path) -> tuple[np.ndarray, np.ndarray, Top
         digest = beton.digests[row].tobytes()
         views = RandomResizedCrop().draw(0, digest, height, width, 0, LABEL_CROPS)
         box[row], flip[row] = views.box[:VIEWS], views.flip[:VIEWS]
+        if fkd_files is None:
+            continue
         coords = torch.from_numpy(views.box / np.array([height, width] * 2)).float()
         soft = torch.from_numpy(rng.random((LABEL_CROPS, 2, TOP_K), np.float32))
-        torch.save([coords, torch.from_numpy(views.flip).bool(), soft], folder / f"{row}.tar")
+        torch.save([coords, torch.from_numpy(views.flip).bool(), soft], fkd_files / f"{row}.tar")
     shape = (beton.num_rows, VIEWS, TOP_K)
     labels = TopKLabels(
         index=np.argsort(rng.random((*shape[:2], CLASSES)), axis=-1)[..., :TOP_K].astype(np.uint16),
         code=np.sort(rng.integers(0, 60, shape), axis=-1).astype(np.uint8),
         tail=rng.integers(0, 100, shape[:2]).astype(np.uint8),
     )
-    return box, flip, labels
+    return Plan(box, flip, labels)
+
+
+def replays(beton: Beton, plan: Plan, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """(a), (a8), (c) and (d) on one beton."""
+    rows = np.resize(np.flatnonzero(beton.status == ImageStatus.OK), options.images)
+    settings = {"size": SIZE, "views": VIEWS, "batch_images": BATCH, "workers": options.workers}
+    codec, normalize = TopKCodec(num_classes=CLASSES, top_k=TOP_K), Normalizer(MEAN, STD, SIZE)
+    exact = FFCVReplayLoader(beton, **settings)
+    with mock.patch.object(ffcv_loader, "ReplayDecoder", FfcvCutDecoder):
+        rival = FFCVReplayLoader(beton, **settings)
+    with mock.patch.object(ffcv_loader, "ReplayDecoder", DecodeOnly):
+        decode_only = FFCVReplayLoader(beton, **settings)
+
+    def step_input() -> None:
+        for batch in exact.epoch(rows, plan.box, plan.flip):
+            normalize(batch.images)
+            taken, labels = batch.rows, plan.labels
+            codec.decode(
+                TopKLabels(
+                    index=labels.index[taken], code=labels.code[taken], tail=labels.tail[taken]
+                )
+            )
+
+    def drain(loader: FFCVReplayLoader) -> None:
+        for _ in loader.epoch(rows, plan.box, plan.flip):
+            pass
+
+    return {
+        "a": step_input,
+        "a8": lambda: drain(exact),
+        "c": lambda: drain(rival),
+        "d": lambda: drain(decode_only),
+    }
 
 
 def main() -> None:
@@ -166,48 +189,27 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, temporary: Path) -> None:
+    keep_freed_memory()  # as `trainer fit` does
     folder = scan_folder(options.data)
-    beton = Beton.open(pack(folder, temporary / "photos.beton", workers=options.workers).path)
-    box, flip, labels = make_labels(beton, temporary)
-    codec = TopKCodec(num_classes=CLASSES, top_k=TOP_K)
-    rows = np.resize(np.flatnonzero(beton.status == ImageStatus.OK), options.images)
-    settings = {"size": SIZE, "views": VIEWS, "batch_images": BATCH, "workers": options.workers}
-    exact = FFCVReplayLoader(beton, **settings)
-    with mock.patch.object(ffcv_loader, "ReplayDecoder", FfcvCutDecoder):
-        rival = FFCVReplayLoader(beton, **settings)
-    with mock.patch.object(ffcv_loader, "ReplayDecoder", DecodeOnly):
-        decode_only = FFCVReplayLoader(beton, **settings)
+    source = Beton.open(pack(folder, temporary / "photos.beton").path)
+    small = Beton.open(
+        pack(folder, temporary / "small.beton", reencoding=Reencoding(max_side=500)).path
+    )
+    rows = np.resize(np.flatnonzero(source.status == ImageStatus.OK), options.images)
+    plan = make_plan(source, temporary)
     fkd = DataLoader(
         FkdDataset([folder.path(row) for row in rows], [temporary / f"{r}.tar" for r in rows]),
         batch_size=BATCH, num_workers=options.workers, persistent_workers=options.workers > 0,
     )  # fmt: skip
-    normalize = Normalizer(MEAN, STD, SIZE)
-
-    def exact_step_input() -> None:
-        for batch in exact.epoch(rows, box, flip):
-            normalize(batch.images)
-            taken = batch.rows
-            codec.decode(
-                TopKLabels(
-                    index=labels.index[taken], code=labels.code[taken], tail=labels.tail[taken]
-                )
-            )
-
-    def drain(loader: FFCVReplayLoader) -> None:
-        for _ in loader.epoch(rows, box, flip):
-            pass
 
     def drain_fkd() -> None:
         for images, soft in fkd:
             images.flatten(0, 1), soft.flatten(0, 1)
 
-    cases = {
-        "a  exact replay, floats + labels": exact_step_input,
-        "a8 exact replay, uint8": lambda: drain(exact),
-        "b  like FKD's": drain_fkd,
-        "c  FFCV decode + INTER_AREA": lambda: drain(rival),
-        "d  exact decode only": lambda: drain(decode_only),
-    }
+    cases = {"b": drain_fkd}
+    for kind, beton, own in (("source", source, plan), ("small", small, make_plan(small))):
+        found = replays(beton, own, options)
+        cases |= {f"{kind} {name}": case for name, case in found.items()}
     for case in cases.values():
         case()  # compile, start workers, warm the page cache
     seconds: dict[str, list[float]] = {name: [] for name in cases}
@@ -217,20 +219,20 @@ def run(options: argparse.Namespace, temporary: Path) -> None:
             case()
             seconds[name].append(time.perf_counter() - start)
     crops = options.images * VIEWS
-    for name, times in seconds.items():
-        print(f"{name:34s} {crops / statistics.median(times):8.0f} crops/s")
-    a, a8, b, c, d = seconds.values()
-    comparisons = (
-        ("a / b   (floats, beside FKD's)", a, b, 3.0),
-        ("a8 / c  (uint8, beside FFCV's)", a8, c, 0.9),
-        ("a / c   (floats, beside FFCV's uint8)", a, c, None),
-        ("a8 / d  (uint8, beside decode only)", a8, d, None),
-        ("a / d   (floats, beside decode only)", a, d, None),
-    )
-    for text, ours, theirs, target in comparisons:
-        ratio = statistics.median(other / own for own, other in zip(ours, theirs, strict=True))
-        goal = "" if target is None else f"  target >= {target}"
-        print(f"{text:38s} {ratio:5.2f} times the speed{goal}")
+    print("crops/s  " + ", ".join(
+        f"{name} {crops / statistics.median(times):.0f}" for name, times in seconds.items()
+    ))  # fmt: skip
+    for kind, goals in (("source", (3.5, 1.0, 0.6)), ("small", (5.0, 1.0, 0.6))):
+        for text, ours, theirs, goal in (
+            ("a / b   (floats and labels, beside FKD's)", f"{kind} a", "b", goals[0]),
+            ("a8 / c  (uint8, beside FFCV's)", f"{kind} a8", f"{kind} c", goals[1]),
+            ("a8 / d  (uint8, beside decode only)", f"{kind} a8", f"{kind} d", goals[2]),
+            ("d / b   (decode only, beside FKD's)", f"{kind} d", "b", None),
+        ):
+            pairs = zip(seconds[ours], seconds[theirs], strict=True)
+            ratio = statistics.median(other / own for own, other in pairs)
+            target = "" if goal is None else f"  target >= {goal}"
+            print(f"{kind:7s} {text:44s} {ratio:5.2f} times{target}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from storage.allocator import keep_freed_memory
 from storage.augment import augment_from_json, replay_view
 from storage.canaries import Canary, note_canary
 from storage.errors import BadImage, UsageError
-from storage.images import ImageStatus, content_digest
-from storage.pixels import decode_rgb, pad_image, pixel_digest
+from storage.images import ImageStatus, read_image
+from storage.pixels import pad_image, pixel_digest
 from storage.views import Sampler, Views, sampler_from_json
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class CropConfig:
     """What every crop of a run has in common.
 
     Attributes:
-        root: image folder. sampler: Sampler.to_json(). seed: the store's.
+        root: image folder or beton. sampler: Sampler.to_json(). seed: the store's.
         size: side of a crop in pixels. slots: crops that the ring holds.
         first_view: the sampler's number of the store's first view.
         pixels: whether digests of the decoded images are wanted.
@@ -119,11 +118,11 @@ def cut_unit(
     """
     digest, pixels = bytes(32), None
     try:
-        data = (Path(config.root) / key).read_bytes()
-        digest = content_digest(data)
+        found = read_image(config.root, key)
+        digest = found.digest
         if stored is not None and stored.digest != digest:
             raise BadImage("not the image that was labelled (other bytes)")
-        image = decode_rgb(data)
+        image = found.rgb()
         width, height = image.size
         if config.pixels and unit.first_view == 0:
             pixels = pixel_digest(image)

@@ -308,8 +308,8 @@ def _check_folder(folder: ImageFolder, row: int) -> None:
     Raises:
         TeachonceError: the folder is gone.
     """
-    parent = folder.path(row).parent
-    if not parent.is_dir():
+    parent = folder.root if folder.root.is_file() else folder.path(row).parent
+    if not parent.exists():
         raise TeachonceError(
             f"{parent} vanished while its images were labelled: bring it back and run the same "
             "command again to resume"

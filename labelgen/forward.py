@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from labelgen.ensemble import MeanOfProbabilities
+from storage.errors import TeacherError
 
 if TYPE_CHECKING:
     from labelgen.teacher import Teacher
@@ -42,9 +43,12 @@ class Forward:
     Args:
         top_k: classes that `__call__` gives.
         compiled: run the network through torch.compile, for batches of one fixed size.
+    Raises:
+        TeacherError: a part of the teacher is in train mode.
     """
 
     def __init__(self, teacher: Teacher, top_k: int, compiled: bool = False) -> None:
+        _require_eval(teacher)
         self._teacher, self._top_k = teacher, top_k
         self._network = _compile(teacher.model, compiled)
         if isinstance(teacher.model, MeanOfProbabilities):
@@ -153,6 +157,16 @@ def _top_k_of_keys(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     keys = (rising << 32) | by_id
     index = (values.shape[1] - 1) - (keys.topk(k, dim=1).values & 0xFFFF_FFFF)
     return values.gather(1, index), index
+
+
+def _require_eval(teacher: Teacher) -> None:
+    """In train mode an answer depends on the other crops of its batch, and on chance."""
+    for name, module in teacher.model.named_modules():
+        if module.training:
+            raise TeacherError(
+                f"teacher {teacher.spec.canonical} is in train mode ({name or 'all of it'}); "
+                "expected eval mode in all its parts: call teacher.model.eval()"
+            )
 
 
 def _compile(function: Callable[[Tensor], Any], compiled: bool) -> Callable[[Tensor], Any]:

@@ -209,9 +209,9 @@ def _flat_config(saved: Mapping[str, Any]) -> dict[str, Any]:
 def _own(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
-    from trainer.models import BRANCHED, names, unknown_name
+    from trainer.models import BRANCHED, EMBEDDERS, names, unknown_name
 
-    if name.name not in names() and not name.name.startswith(BRANCHED):
+    if name.name not in names() and not name.name.startswith((BRANCHED, *EMBEDDERS)):
         from torchvision import models
 
         torchvision_names = (f"tv:{each}" for each in models.list_models(module=models))
@@ -241,8 +241,10 @@ def _file_outputs(file: WeightsFile | None, arch: str) -> int | None:
     if "num_classes" in file.metadata:
         return int(file.metadata["num_classes"]) + int(file.metadata.get("class_offset", 0))
     from trainer.models import create
+    from trainer.models.embedders import headless_width
 
-    return infer_num_classes(file, partial(create, arch), arch)
+    width = headless_width(arch, create)
+    return infer_num_classes(file, partial(create, arch), arch) if width is None else width
 
 
 def first_line(error: Exception, most: int = 120) -> str:

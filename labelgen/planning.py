@@ -9,6 +9,8 @@ into a temporary store, and weighs its files. From there to the whole run:
   mean tails on them, also times how much longer the lists get. The number of classes that an
   image's labels name is taken to grow as a power of its views (Heaps' law, the exponent from half
   the probe's views to all of them), to the teacher's classes at most.
+* targets: as values of views, of those views that have them; what their views share is weighed.
+  Bases are fitted on a few crops here, which no byte depends on.
 * indices of the files, metadata, manifest and receipts: by arithmetic.
 
 Crops a second are measured after the first batches. The probe decodes an image once for its few
@@ -18,7 +20,8 @@ views, the run once for up to 128: where decoding is the bottleneck the run is f
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +29,26 @@ from labelgen.probe import PROBE_CROPS, Probe, list_bytes, probe, sampled
 from storage.errors import StoreError
 from storage.format import StoreSpec, differences
 from storage.images import ImageFolder
-from storage.layout import ArrayLayout, array_layouts, node_metadata
+from storage.layout import ArrayLayout, array_layouts, constant_objects, node_metadata
 from storage.receipts import read_receipts
 from storage.shards import chunks_per_shard, index_bytes
 from storage.store import LabelStore
 
 if TYPE_CHECKING:
+    from labelgen.basis import CropSample
+    from labelgen.target_plans import TargetPlan
     from labelgen.teacher import Teacher
 
 LISTS = ("classes", "spread")
+ROUGH_IMAGES, ROUGH_VIEWS = 32, 4  # that a plan's bases are fitted on
 
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One array of the store to be. per: "crop" or "image"; bytes with the files' indices."""
+    """One array of the store to be; bytes with the files' indices.
+
+    per: "crop", "image", "view" of those that have the target, or "store": what a target's share.
+    """
 
     path: str
     per: str
@@ -126,19 +135,34 @@ def plan_run(
     *,
     workers: int,
     probe_crops: int = PROBE_CROPS,
+    targets: Sequence[TargetPlan] = (),
 ) -> Plan:
     """Probe the run of `spec` and say what it needs at `out`.
 
+    Args:
+        targets: of `spec`, planned with a `rough` sample.
     Raises:
         TeachonceError: none of the probe's images can be decoded; or see
             labelgen.engine.label_missing_blocks.
     """
-    found = probe(teacher, folder, spec, workers=workers, probe_crops=probe_crops)
+    found = probe(teacher, folder, spec, workers=workers, probe_crops=probe_crops, targets=targets)
     anchor = next(path for path in (out, *out.absolute().parents) if path.exists())
     return Plan(
         out=out,
         spec=spec,
-        arrays=tuple(_plan_array(spec, layout, found) for layout in array_layouts(spec).values()),
+        arrays=(
+            *(_plan_array(spec, layout, found) for layout in array_layouts(spec).values()),
+            *(
+                ArrayPlan(
+                    f"{path} (shared)",
+                    "store",
+                    size,
+                    size,
+                    len(constant_objects(spec.targets[path])),
+                )
+                for path, size in found.shared.items()
+            ),
+        ),
         # canaries stand in the receipts, and in the root once the store is sealed
         bookkeeping=found.metadata + _bookkeeping(spec, found.sample) + 2 * found.canaries,
         probe=found,
@@ -147,18 +171,24 @@ def plan_run(
     )
 
 
+def rough(sample: CropSample) -> CropSample:
+    """A few of the crops that bases are fitted on: their sizes don't depend on more of them."""
+    return replace(sample, num_views=min(ROUGH_VIEWS, sample.num_views), images=ROUGH_IMAGES)
+
+
 def _plan_array(spec: StoreSpec, layout: ArrayLayout, found: Probe) -> ArrayPlan:
     by_crop = layout.shard is not None
     files = len(layout.block_objects(0)) * spec.num_blocks
-    units = spec.num_images * (spec.num_views if by_crop else 1)
-    probed = found.images * (found.views if by_crop else 1)
+    views = layout.shape[1] if by_crop else 1
+    units = spec.num_images * views
+    probed = found.images * min(views, found.views)
     folder, _, part = layout.path.rpartition("/")
     teacher = folder.removeprefix("labels/")
     longer = found.growth[teacher] if part in LISTS and teacher in found.growth else 1.0
     each = found.payload[layout.path] / probed * longer
     index = index_bytes(chunks_per_shard(layout)) * files if by_crop else 0
-    return ArrayPlan(layout.path, "crop" if by_crop else "image", each,
-                     round(each * units) + index, files)  # fmt: skip
+    per = "view" if folder in spec.targets else "crop" if by_crop else "image"
+    return ArrayPlan(layout.path, per, each, round(each * units) + index, files)
 
 
 def _bookkeeping(spec: StoreSpec, sample: float) -> int:
@@ -193,7 +223,7 @@ def plan_text(plan: Plan, device: str) -> str:
         f"{plan.crops:,} crops",
         *(
             f"  {array.path:<{width}}  {_bytes(array.bytes):>10}  "
-            f"{array.bytes_per_unit:8.2f} bytes a{'n image' if array.per == 'image' else ' crop'}"
+            f"{array.bytes_per_unit:8.2f} bytes a{'n' * (array.per == 'image')} {array.per}"
             for array in plan.arrays
         ),
         f"  {'manifest and metadata':<{width}}  {_bytes(plan.bookkeeping):>10}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,14 @@ from storage.dictionary import DictionaryCodec
 from storage.errors import TeachonceError
 from storage.format import StoreSpec, json_bytes, keys_hash
 from storage.images import ImageFolder, ImageStatus
-from storage.layout import ArrayLayout, array_layouts
+from storage.layout import ArrayLayout, array_layouts, constant_objects
 from storage.receipts import FOLDER as RECEIPTS
 from storage.receipts import read_receipts
 from storage.shards import chunks_per_shard, index_bytes
 from storage.store import ROOT_METADATA, LabelStore
 
 if TYPE_CHECKING:
+    from labelgen.target_plans import TargetPlan
     from labelgen.teacher import Teacher
 
 PROBE_CROPS = 512
@@ -41,6 +42,7 @@ class Probe:
         images, views, masked: labelled for it. seconds: of the counted batches.
         crops_per_second: in them.
         payload: bytes of each array's chunks, without their files' indices.
+        shared: bytes of what all views of a target share, by the target's path.
         growth: how much longer the images' lists get with all views of the run, by teacher.
         metadata: bytes of all zarr.json. sample: of what receipts say about each crop that
             they compare with the teacher's dense output. canaries: bytes of all canaries.
@@ -52,6 +54,7 @@ class Probe:
     seconds: float
     crops_per_second: float
     payload: Mapping[str, int]
+    shared: Mapping[str, int]
     growth: Mapping[str, float]
     metadata: int
     sample: float
@@ -65,9 +68,15 @@ def probe(
     *,
     workers: int,
     probe_crops: int = PROBE_CROPS,
+    targets: Sequence[TargetPlan] = (),
 ) -> Probe:
-    """Label a sample as the run would, weigh it, and forget it."""
+    """Label a sample as the run would, weigh it, and forget it.
+
+    Args:
+        targets: plans of the targets that the run's settings have.
+    """
     from labelgen.engine import label_missing_blocks
+    from labelgen.run_targets import write_shared
 
     batch_size = spec.teachers[teacher.spec.name].batch_size
     wanted = max(probe_crops, PROBE_BATCHES * batch_size)
@@ -78,8 +87,10 @@ def probe(
     with tempfile.TemporaryDirectory(prefix="teachonce-plan-") as temporary:
         store = LabelStore.create(Path(temporary) / "probe.zarr", _probe_spec(spec, sample, views))
         times = [(time.monotonic(), 0)]
+        plans = [replace(p, record=store.spec.targets[p.record.path]) for p in targets]
+        write_shared(store, plans)
         label_missing_blocks(
-            store, teacher, sample, workers=workers,
+            store, teacher, sample, workers=workers, targets=plans,
             on_batch=lambda crops, report: times.append((time.monotonic(), crops)),
         )  # fmt: skip
         masked = int((store.read_status() != ImageStatus.OK).sum())
@@ -93,6 +104,9 @@ def probe(
             images=count, views=views, masked=masked, seconds=seconds, crops_per_second=rate,
             payload={path: _payload(store, layout)
                      for path, layout in array_layouts(store.spec).items()},
+            shared={path: sum((store.path / name).stat().st_size
+                              for name in constant_objects(record))
+                    for path, record in store.spec.targets.items()},
             growth={name: _growth(store, name, spec.num_views) for name in spec.teachers},
             metadata=sum(f.stat().st_size for f in store.path.rglob(ROOT_METADATA)),
             sample=_sample_bytes(store),
@@ -106,6 +120,7 @@ def sample_folder(folder: ImageFolder, count: int) -> ImageFolder:
     return ImageFolder(
         root=folder.root, keys=tuple(folder.keys[row] for row in rows),
         targets=tuple(folder.targets[row] for row in rows), classes=folder.classes,
+        reencoded=folder.reencoded,
     )  # fmt: skip
 
 
@@ -117,7 +132,9 @@ def _probe_spec(spec: StoreSpec, sample: ImageFolder, views: int) -> StoreSpec:
     dataset = spec.dataset | {"num_images": count, "keys_hash": keys_hash(sample.keys)}
     return replace(
         spec, num_images=count, num_views=views, block_images=count, plane_views=plane_views,
-        segment_views=math.ceil(views / plane_views) * plane_views, dataset=dataset, targets={},
+        segment_views=math.ceil(views / plane_views) * plane_views, dataset=dataset,
+        targets={path: replace(record, views=min(record.views, views))
+                 for path, record in spec.targets.items()},
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import contextlib
 
 from storage import receipts
 from storage.errors import StoreError
-from storage.images import ImageFolder, ImageStatus
+from storage.images import ImageFolder, ImageStatus, has_image
 from storage.manifest import CARD, CHUNKS
 from storage.store import MANIFEST, LabelStore
 
@@ -21,8 +21,9 @@ def returned_images(store: LabelStore, folder: ImageFolder) -> dict[int, list[st
         receipt = receipts.read_receipt(store.path, block)
         for masked in receipt.masked if receipt else ():
             row = int(masked["row"])
-            if masked["status"] == ImageStatus.MISSING.name and folder.path(row).is_file():
-                found.setdefault(block, []).append(folder.keys[row])
+            key = folder.keys[row]
+            if masked["status"] == ImageStatus.MISSING.name and has_image(folder.root, key):
+                found.setdefault(block, []).append(key)
     return found
 
 

@@ -187,6 +187,7 @@ def begin_store(
     """The store of these settings, made or gone on with, and its targets; arguments and errors as
     `generate`.
     """
+    from labelgen.basis import CropSample
     from labelgen.run_targets import plan_for_run
     from storage.store import LabelStore
 
@@ -195,10 +196,11 @@ def begin_store(
     sampler = sampler or RandomResizedCrop()
     plans: Sequence[TargetPlan] = ()
     if targets is not None and targets.wanted:
-        plans = plan_for_run(
-            teacher, folder, out, targets, sampler=sampler, augment=augment, seed=seed,
-            num_views=crops, batch_size=batch_size, workers=workers, stop=stop,
+        sample = CropSample(
+            folder=folder, sampler=sampler, augment=augment, seed=seed, num_views=crops,
+            images=targets.basis_images, batch_size=batch_size, workers=workers,
         )  # fmt: skip
+        plans = plan_for_run(teacher, out, targets, sample, crops, stop)
     spec = build_spec(
         folder, teacher, crops=crops, top_k=top_k, seed=seed, sampler=sampler,
         batch_size=batch_size, block_images=block_images, targets=plans,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +17,12 @@ from labelgen.crop_worker import StoredViews
 from labelgen.plan import Unit
 from labelgen.target_options import (
     DEFAULT_FEATURE_RANK,
-    DEFAULT_TOKEN_RANK,
     FULL_RANK,
     TargetOptions,
+    default_token_rank,
 )
 from labelgen.target_plans import TargetPlan
 from labelgen.teacher import Teacher
-from storage.augment import Augment
 from storage.errors import StoreMismatch
 from storage.format import differences
 from storage.images import ImageFolder
@@ -32,39 +31,32 @@ from storage.store import ROOT_METADATA, LabelStore
 from storage.targets.features import feature_settings
 from storage.targets.heads import head_settings
 from storage.targets.record import TargetRecord
-from storage.targets.tokens import token_settings
-from storage.views import Sampler
+from storage.targets.tokens import REMAINDER, token_settings
+
+if TYPE_CHECKING:
+    from labelgen.basis import CropSample
 
 
 def plan_for_run(
     teacher: Teacher,
-    folder: ImageFolder,
     out: Path,
     options: TargetOptions,
-    *,
-    sampler: Sampler,
-    augment: Augment | None,
-    seed: int,
+    sample: CropSample,
     num_views: int,
-    batch_size: int,
-    workers: int,
-    stop: threading.Event | None,
+    stop: threading.Event | None = None,
 ) -> list[TargetPlan]:
     """Plans of a new store's targets, or those that the store at `out` has been begun with.
 
+    Args:
+        sample: crops that bases are fitted on, should the store be new. num_views: of the store.
     Raises:
         StoreMismatch: the store was begun with other targets; names every difference.
         UsageError, TeacherError, StoppedError: see labelgen.target_specs.plan_targets.
     """
-    from labelgen.basis import CropSample
     from labelgen.target_specs import plan_targets
 
     if (plans := _begun(out, teacher, options, num_views)) is not None:
         return plans
-    sample = CropSample(
-        folder=folder, sampler=sampler, augment=augment, seed=seed, num_views=num_views,
-        images=options.basis_images, batch_size=batch_size, workers=workers,
-    )  # fmt: skip
     return plan_targets(teacher, options, sample, num_views, stop)
 
 
@@ -217,12 +209,17 @@ def _encodings(record: TargetRecord) -> dict[str, str]:
 def _asked_tokens(options: TargetOptions, record: TargetRecord) -> dict[str, Any]:
     width = token_settings(record).width
     rank = width if options.token_rank == FULL_RANK else options.token_rank
-    return {"rank": rank or min(DEFAULT_TOKEN_RANK, width), "tail": options.tail}
+    return {
+        "rank": rank or default_token_rank(width), "encoding": options.token_encoding,
+        "tail": options.tail,
+    }  # fmt: skip
 
 
 def _had_tokens(record: TargetRecord) -> dict[str, Any]:
     settings = token_settings(record)
-    return {"rank": settings.rank, "tail": settings.tail}
+    return {
+        "rank": settings.rank, "encoding": record.part(REMAINDER).encoding, "tail": settings.tail,
+    }  # fmt: skip
 
 
 def _asked_dense(options: TargetOptions, record: TargetRecord) -> dict[str, Any]:

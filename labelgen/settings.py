@@ -81,6 +81,7 @@ def build_spec(
             "classes": list(folder.classes),
             "class_order_hash": class_order_hash(folder.classes),
             "keys_hash": keys_hash(folder.keys),
+            **({"reencoded": dict(folder.reencoded)} if folder.reencoded else {}),
         },
         teachers=records,
         key_bytes=max(DEFAULT_KEY_BYTES, longest),

@@ -98,14 +98,14 @@ def images_of(parent: Parent, data: Path | str, workers: int) -> ImageFolder:
         StoreMismatch: images that were labelled are not in the folder; names the first.
     """
     table, root = parent.images(), Path(data)
-    if not root.is_dir():
+    if not root.exists():
         raise UsageError(f"{root} is not a folder: give the labelled images with --data")
     for key in table.key:
         if problem := key_problem(key):
             raise UsageError(f"{parent.store.path}: image key {key!r} {problem}")
     sound = np.flatnonzero(table.status == ImageStatus.OK).tolist()
     keys = list(table.key)
-    if not all((root / keys[row]).is_file() for row in sound):
+    if root.is_file() or not all((root / keys[row]).is_file() for row in sound):
         found = match(parent.store, data, workers=workers).exact
         by_content = {table.digest[row].tobytes(): key for key, row in found.items()}
         lost = [row for row in sound if table.digest[row].tobytes() not in by_content]

@@ -14,10 +14,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_VIEWS = 8
 DEFAULT_FEATURE_RANK = 512  # a ResNet-18 student's width (KDEP)
-DEFAULT_TOKEN_RANK = 256
+SMALLEST_TOKEN_RANK = 256  # by default; below that, bytes are few anyway
+TOKEN_RANK_SHARE = 3  # a third of the width keeps 0.97 of the gradient (docs/methods/scalekd.md)
 SPACES = ("z", "y")
 ROTATIONS = (1, 4)
 HEAD_ENCODINGS = ("auto", "pooled-int8", "pooled-fp16", "pooled-fp32", "dense-int8", "dense-fp32")
+TOKEN_ENCODINGS = ("int8", "fp16", "fp32")
 DENSE_ENCODINGS = ("affine8", "fp16", "fp32")
 FULL_RANK = 0  # of tokens: everything is kept, without a basis
 OWN_NAME = ""  # a target is named for its teacher
@@ -35,7 +37,8 @@ class TargetOptions:
         feature_rank: components; None: DEFAULT_FEATURE_RANK, or the feature's width if that is
             smaller. feature_space: "z" (float16) or "y" (int8) of temperature and power.
         rotations, head_encoding: of heads. dense_encoding: of dense.
-        token_rank: coordinates of a token's remainder, FULL_RANK for all; None as for features.
+        token_encoding: of remainders; their mean is float32 with "fp32", else float16. token_rank:
+            coordinates of a token's remainder, FULL_RANK for all; None as for features.
         tail: whether the teacher's last stage is kept beside its tokens.
         basis_images: images that bases are fitted on, at most.
     """
@@ -53,6 +56,7 @@ class TargetOptions:
     tokens: str | None = None
     token_views: int | None = None
     token_rank: int | None = None
+    token_encoding: str = "int8"
     tail: bool = True
     dense: str | None = None
     dense_views: int | None = None
@@ -63,6 +67,7 @@ class TargetOptions:
         _one_of("--feature-space", self.feature_space, SPACES)
         _one_of("--rotations", self.rotations, ROTATIONS)
         _one_of("--head-encoding", self.head_encoding, HEAD_ENCODINGS)
+        _one_of("--token-encoding", self.token_encoding, TOKEN_ENCODINGS)
         _one_of("--dense-encoding", self.dense_encoding, DENSE_ENCODINGS)
         counts = {
             "--feature-views": self.feature_views,
@@ -102,6 +107,11 @@ class TargetOptions:
                 f"{num_views}"
             )
         return min(DEFAULT_VIEWS, num_views) if asked is None else asked
+
+
+def default_token_rank(width: int) -> int:
+    """Coordinates of tokens of this width that are kept if nothing is said."""
+    return min(width, max(SMALLEST_TOKEN_RANK, -(-width // TOKEN_RANK_SHARE)))
 
 
 def _one_of(option: str, value: object, known: tuple[object, ...]) -> None:
@@ -155,8 +165,11 @@ _OPTIONS = (
     _named("--tokens", "Keep the last stage's tokens and that stage's weights (ScaleKD)."),
     _views("--token-views", "tokens"),
     click.option("--token-rank", type=_TokenRank(), default=None,
-                 help=f"Coordinates of a token less its image's mean token "
-                      f"[default: {DEFAULT_TOKEN_RANK}, or the width]."),
+                 help=f"Coordinates of a token less its image's mean token [default: a third of "
+                      f"the width, at least {SMALLEST_TOKEN_RANK}, or all if there are fewer]."),
+    click.option("--token-encoding", type=click.Choice(TOKEN_ENCODINGS), default="int8",
+                 show_default=True,
+                 help="How these are kept; fp32 at full rank is the teacher's own numbers."),
     click.option("--tail/--no-tail", default=True, show_default=True,
                  help="Keep the weights of the teacher's last stage beside its tokens."),
     _named("--dense", "Keep the logits of all classes."),

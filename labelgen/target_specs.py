@@ -16,9 +16,9 @@ from labelgen.extract.features import probe_batch
 from labelgen.extract.tokens import TOKENS, tail_file
 from labelgen.target_options import (
     DEFAULT_FEATURE_RANK,
-    DEFAULT_TOKEN_RANK,
     FULL_RANK,
     TargetOptions,
+    default_token_rank,
 )
 from labelgen.target_plans import TargetPlan, describe, split_mean
 from storage.errors import UsageError
@@ -94,7 +94,7 @@ class _Maker:
         if sources.tokens:
             width = sources.tokens.width
             rank = width if options.token_rank == FULL_RANK else options.token_rank
-            self._ranks[TOKENS] = self._rank("--token-rank", rank, DEFAULT_TOKEN_RANK, width)
+            self._ranks[TOKENS] = self._rank("--token-rank", rank, default_token_rank(width), width)
 
     def _rank(self, option: str, rank: int | None, default: int, width: int) -> int:
         if rank is not None and rank > width:
@@ -188,10 +188,12 @@ class _Maker:
         if self._options.tail:
             probe = probe_batch(self._teacher)
             settings, files[TAIL_FILE] = tail_file(self._teacher, source, probe)
+        encoding = self._options.token_encoding
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         record = token_record(
             **common, **constants, **fitted_on, layer=source.layer, grid=source.grid,
-            width=source.width, tail_sha256=digests.get(TAIL_FILE), tail_settings=settings,
+            width=source.width, mean_encoding="fp32" if encoding == "fp32" else "fp16",
+            remainder_encoding=encoding, tail_sha256=digests.get(TAIL_FILE), tail_settings=settings,
             logits=AFFINE if source.affine else None,
         )  # fmt: skip
         return TargetPlan(record, constants, files)

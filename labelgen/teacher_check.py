@@ -27,7 +27,7 @@ from labelgen.check_causes import Cause, Evidence, likely_cause, try_causes
 from storage.classes import map_classes
 from storage.errors import BadImage, TeacherError
 from storage.images import ImageFolder
-from storage.pixels import cut_view, decode_rgb
+from storage.pixels import cut_view
 
 if TYPE_CHECKING:
     from labelgen.teacher import Teacher
@@ -204,7 +204,7 @@ def _centre_crops(
     crops, sound = [], []
     for row in rows.tolist():
         try:
-            image = decode_rgb(folder.path(row).read_bytes())
+            image = folder.read(row).rgb()
         except (BadImage, OSError):  # the run masks and lists them
             continue
         side = min(image.height, image.width)

@@ -37,9 +37,9 @@ from storage.augment import replay_view
 from storage.codecs import TopKLabels
 from storage.errors import BadImage, StoreMismatch, UsageError
 from storage.format import TeacherRecord, differences
-from storage.images import ImageStatus, content_digest
+from storage.images import ImageStatus, read_image
 from storage.label_stream import row_labels
-from storage.pixels import decode_rgb, pad_image
+from storage.pixels import pad_image
 from storage.store import LabelStore
 from storage.views import Views
 
@@ -83,7 +83,7 @@ def verify_labels(
         StoreMismatch: the teacher isn't the one of the store; names every difference.
         UsageError: no such folder, or the store has no labels of it or no readable image.
     """
-    if not data.is_dir():
+    if not data.exists():
         raise UsageError(f"{data} is not a folder: give the labelled images with --data")
     record = _check_teacher(store, teacher)
     test = test or ShareTest()
@@ -231,10 +231,10 @@ class _Source:
     def _pixels(self, row: int, views: Views, view: int) -> Pixels | None:
         spec = self._store.spec
         try:
-            data = (self._data / self._table.key[row]).read_bytes()
-            if content_digest(data) != self._table.digest[row].tobytes():
+            found = read_image(self._data, self._table.key[row])
+            if found.digest != self._table.digest[row].tobytes():
                 return None
-            image = pad_image(decode_rgb(data), spec.pixel.padding)
+            image = pad_image(found.rgb(), spec.pixel.padding)
         except (OSError, BadImage):
             return None
         return replay_view(

@@ -24,6 +24,7 @@ from storage.errors import FormatVersion, StoreError, UsageError
 from storage.pixels import PixelContract
 from storage.targets.kinds import check_target
 from storage.targets.record import TargetRecord
+from storage.thresholds import stored_thresholds
 from storage.typed import check_types
 from storage.views import Sampler, sampler_from_json
 
@@ -38,7 +39,7 @@ MAX_ONE_SEGMENT = 150
 MOST_TARGET_BYTES = 256 << 20  # of a block's encoded targets, which a writer holds in memory
 # Settings of a teacher that came later: left out where they say what every older store means.
 _WRITTEN_UNLESS = {"channel_order": "rgb", "class_offset": 0, "revision": None, "members": (),
-                   "compiled": False}  # fmt: skip
+                   "compiled": False, "adapted": {}}  # fmt: skip
 _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 
 
@@ -54,6 +55,8 @@ class TeacherRecord:
     revision: commit of the repository that the weights came from.
     members: of an ensemble, what tells its networks apart (spec, digest, mean ...), one each.
     compiled: whether the network ran through torch.compile, which may move a label's last bits.
+    adapted: how labels were changed since the network gave them (storage.ferkd); {} where they
+        are its own.
     """
 
     name: str
@@ -79,6 +82,7 @@ class TeacherRecord:
     revision: str | None = None
     members: tuple[dict[str, Any], ...] = ()
     compiled: bool = False
+    adapted: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -107,6 +111,7 @@ class TeacherRecord:
                 f"teacher {self.name}: mean {self.mean} and std {self.std}; expected three numbers "
                 "each, std above 0"
             )
+        stored_thresholds(self.adapted)
         if self.channel_order not in ("rgb", "bgr"):
             raise UsageError(
                 f"teacher {self.name}: channel_order is {self.channel_order!r}; expected rgb or bgr"

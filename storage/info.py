@@ -62,6 +62,7 @@ def store_info(store: LabelStore) -> dict[str, Any]:
                 "top_k": record.codec.top_k,
                 "step_nats": record.codec.step,
                 "max_error": round(record.codec.max_error, 4),
+                "adapted": record.adapted,
                 "measured": record.measured,
                 "inherited": [
                     found.to_json() for found in inherited_certificates(store.attributes, name)
@@ -113,6 +114,8 @@ def info_text(info: dict[str, Any]) -> str:
             f"{teacher['licence']}",
             f"             weights {teacher['digest']}",
         ]
+        if teacher["adapted"]:
+            lines.append(f"             adapted: {_settings(teacher['adapted'])}")
         measured = dict(teacher["measured"])
         certificate = measured.pop("certificate", None)
         if measured:

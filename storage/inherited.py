@@ -47,6 +47,8 @@ def inherited_certificates(attributes: Mapping[str, Any], teacher: str) -> list[
 def _ancestors(origin: Any, teacher: str, cut: bool, depth: int) -> Iterator[Inherited]:
     if not origin or depth > MOST_GENERATIONS:
         return
+    if teacher in origin.get("adapted", {}):
+        return  # what its labels lost says nothing of labels that were changed since
     cut = cut or teacher in origin.get("selection", {}).get("top_k", {})
     for parent in origin["parents"]:
         certificate = parent.get("certificates", {}).get(teacher)

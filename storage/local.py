@@ -25,12 +25,12 @@ def write_local(store: Path, data_folder: Path | str | None, run: dict[str, Any]
 
 
 def read_local(store: Path) -> Path | None:
-    """The noted image folder if it exists on this machine."""
+    """The noted image folder, or beton, if it exists on this machine."""
     data = _read(store).get("data")
     if not isinstance(data, str):
         return None
     folder = Path(data)
-    return folder if folder.is_absolute() and folder.is_dir() else None
+    return folder if folder.is_absolute() and folder.exists() else None
 
 
 def _read(store: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ under the same name with other pixels is *re-encoded* at best, another image at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from storage.beton import Beton
 from storage.errors import BadImage
-from storage.images import ImageFolder, ImageStatus, content_digest, scan_folder
+from storage.images import ImageBytes, ImageFolder, ImageStatus, read_image, scan_folder
 from storage.manifest import file_entry
 from storage.match_classes import ClassReport, compare_classes
-from storage.pixels import decode_rgb, open_image, pixel_digest
+from storage.pixels import open_image, pixel_digest
 from storage.store import LabelStore
 from storage.tables import ImageTable
 
@@ -133,11 +134,49 @@ def match(
     return report
 
 
+def explain_strangers(store: LabelStore, beton: Beton) -> str:
+    """Why none of a beton's images is one that the store has labels for, and the way out."""
+    spec, name = store.spec, beton.path.name
+    ours = spec.dataset.get("reencoded")
+    if beton.reencoded is not None and beton.origins is not None:
+        known = {digest.tobytes() for digest in store.read_images().digest}
+        made_of = sum(digest.tobytes() in known for digest in beton.origins)
+        if made_of:
+            return (
+                f"{store.path} has labels of the source images of {made_of} rows of {name}, whose "
+                f"own pixels are others: it was re-encoded ({describe(beton.reencoded)}); label "
+                f"it with `labelgen run --data {name}`, or train on the source images"
+            )
+    if ours is not None:
+        theirs = "" if beton.reencoded is None else f", {name} with {describe(beton.reencoded)}"
+        return (
+            f"{store.path} has labels of a re-encoded beton ({describe(ours)}){theirs}: give that "
+            "beton with --data, or make it again with `trainer pack` and these settings"
+        )
+    return (
+        f"{store.path} was made for other images: none of its {spec.num_images} is among "
+        f"the {beton.num_rows} of the training data (example: {beton.keys[0]}); give the "
+        "labelled images with --data, or label these with `labelgen run`"
+    )
+
+
+def describe(reencoded: Mapping[str, Any]) -> str:
+    """Settings of a re-encoded beton as options of `trainer pack`, and what encoded it."""
+    sides = [
+        f"--{name.replace('_', '-')} {reencoded[name]} "
+        for name in ("max_side", "min_side")
+        if reencoded.get(name)
+    ]
+    return f"{''.join(sides)}--quality {reencoded.get('quality')}, {reencoded.get('encoder')}"
+
+
 def _file_digests(folder: ImageFolder, workers: int, progress: Progress | None) -> list[bytes]:
     """SHA-256 of every file; `UNREAD` where it can't be read."""
 
     def digest(row: int) -> bytes:
         try:
+            if folder.root.is_file():  # a beton, which knows them
+                return folder.read(row).digest
             return bytes.fromhex(file_entry(folder.path(row))[1])
         except OSError:
             return UNREAD
@@ -197,12 +236,10 @@ def _match_pixels(
         if original is None:
             return None
         try:
-            data = (original / table.key[row]).read_bytes()
+            found = read_image(original, table.key[row])
         except OSError:
             return None
-        if content_digest(data) != table.digest[row].tobytes():
-            return None
-        return _pixels(data, None)
+        return _pixels(found, None) if found.digest == table.digest[row].tobytes() else None
 
     rows_of: dict[bytes, list[int]] = {}
     sizes: set[tuple[int, int]] = set()
@@ -217,7 +254,7 @@ def _match_pixels(
 
     def file_pixels(number: int) -> bytes | None:
         try:
-            return _pixels(folder.path(number).read_bytes(), sizes)
+            return _pixels(folder.read(number), sizes)
         except OSError:
             return None
 
@@ -239,13 +276,14 @@ def _known_pixels(store: LabelStore) -> npt.NDArray[np.uint8] | None:
     return store.read_array("images/pixels", slice(None)) if store.spec.pixel_digests else None
 
 
-def _pixels(data: bytes, sizes: set[tuple[int, int]] | None) -> bytes | None:
-    """Pixel digest of an encoded image of one of these (height, width); None for all others."""
+def _pixels(image: ImageBytes, sizes: set[tuple[int, int]] | None) -> bytes | None:
+    """Pixel digest of an image of one of these (height, width); None for all others."""
     try:
-        header = open_image(data)
-        if sizes is not None and (header.height, header.width) not in sizes:
-            return None
-        return pixel_digest(decode_rgb(data))
+        if sizes is not None and image.shape is None:
+            header = open_image(image.data)
+            if (header.height, header.width) not in sizes:
+                return None
+        return pixel_digest(image.rgb())
     except BadImage:
         return None
 

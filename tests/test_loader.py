@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +107,19 @@ def test_the_rest_of_an_epoch_is_the_same_when_resumed(fast):
     assert same(rest, tuple(part[9:] for part in whole))
 
 
+def test_a_loader_cuts_other_sizes_in_later_epochs_as_one_made_for_them_does(fast):
+    rows, box, flip = random_plan(fast)
+    before = fast.size
+    for size in (11, 40, before):
+        fast.resize(size)
+        oracle = collect(torch_loader(fast).epoch(rows, box, flip))
+        assert oracle[0].shape[2:4] == (size, size)
+        assert same(oracle, collect(fast.epoch(rows, box, flip)))
+    with pytest.raises(UsageError, match="size is 5000"):
+        fast.resize(5000)
+    assert fast.size == before
+
+
 def test_the_last_batch_is_short_and_an_empty_epoch_is_empty(fast):
     rows, box, flip = random_plan(fast)
     for loader in (fast, torch_loader(fast)):
@@ -191,6 +208,39 @@ def test_a_failing_torch_worker_reaches_the_caller(damaged, workers):
     beton.path.unlink()
     with pytest.raises(TrainingError, match=r"replay worker failed.*damaged\.beton"):
         next(loader.epoch(*plan))
+
+
+KILLED = """
+import multiprocessing, sys, time
+import numpy as np
+from test_loader import SETTINGS, collect, random_plan
+from storage.errors import TrainingError
+from trainer.replay.beton import Beton
+from trainer.replay.loader import TorchReplayLoader
+
+beton = Beton.open(sys.argv[1])
+loader = TorchReplayLoader(beton, batch_images=4, workers=2, **SETTINGS["crops"])
+rows, box, flip = random_plan(loader)
+batches = loader.epoch(np.tile(rows, 50), box, flip)
+next(batches)
+multiprocessing.active_children()[0].kill()
+start = time.monotonic()
+try:
+    collect(batches)
+except TrainingError as error:
+    print(f"{time.monotonic() - start:.2f} {error}", flush=True)
+"""
+
+
+def test_a_killed_torch_worker_reaches_the_caller_within_a_second(packed):
+    # a process of its own: torch's handler of the signal raises wherever Python is at that moment
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, str(packed[1].path)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    seconds, _, message = found.stdout.partition(" ")
+    assert re.match(r"a replay worker failed.*(killed|exited)", message), found.stderr
+    assert float(seconds) < 1
 
 
 def test_masked_rows_are_refused_by_name(fast):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_images import bad_images, good_images, write_folder
 
+from storage import beton
 from storage.errors import TrainingError, UsageError
 from storage.images import ImageStatus, content_digest, scan_folder
 from trainer.replay import layout
@@ -35,11 +36,12 @@ def both_files(path):
     return [content_digest(file.read_bytes()).hex() for file in (path, sidecar_path(path))]
 
 
-def test_the_bytes_do_not_depend_on_workers_place_or_run(odd_folder, tmp_path):
-    pack(odd_folder, tmp_path / "one.beton", workers=1)
+@pytest.mark.parametrize("check", ["sample", "all"])  # threads, processes
+def test_the_bytes_do_not_depend_on_workers_place_or_run(odd_folder, tmp_path, check):
+    pack(odd_folder, tmp_path / "one.beton", workers=1, check=check)
     (tmp_path / "elsewhere").mkdir()
     for run in range(2):
-        pack(odd_folder, tmp_path / "elsewhere" / f"{run}.beton", workers=2)
+        pack(odd_folder, tmp_path / "elsewhere" / f"{run}.beton", workers=2, check=check)
         assert both_files(tmp_path / "elsewhere" / f"{run}.beton") == both_files(
             tmp_path / "one.beton"
         )
@@ -128,22 +130,22 @@ def test_a_killed_worker_is_an_error_not_a_hang(odd_folder, tmp_path):
             child.kill()
 
     with pytest.raises(TrainingError, match="worker died"):
-        pack(odd_folder, tmp_path / "a.beton", workers=2, progress=kill_a_worker)
+        pack(odd_folder, tmp_path / "a.beton", workers=2, progress=kill_a_worker, check="all")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_layout_is_ffcvs(odd_folder, tmp_path):
-    assert layout.FILE_VERSION == ffcv.types.CURRENT_VERSION
-    assert ffcv.types.HeaderType == layout.HEADER
-    assert ffcv.types.FieldDescType == layout.DESCRIPTOR
-    assert layout.ALLOCATION == ffcv.types.ALLOC_TABLE_TYPE
-    assert ffcv.types.TYPE_ID_HANDLER[layout.FIELDS["label"]] is IntField
-    assert ffcv.types.TYPE_ID_HANDLER[layout.FIELDS["key"]] is BytesField
+    assert beton.FILE_VERSION == ffcv.types.CURRENT_VERSION
+    assert ffcv.types.HeaderType == beton.HEADER
+    assert ffcv.types.FieldDescType == beton.DESCRIPTOR
+    assert beton.ALLOCATION == ffcv.types.ALLOC_TABLE_TYPE
+    assert ffcv.types.TYPE_ID_HANDLER[beton.FIELDS["label"]] is IntField
+    assert ffcv.types.TYPE_ID_HANDLER[beton.FIELDS["key"]] is BytesField
     handlers = [SourceImageField(), IntField(), BytesField()]
-    assert ffcv.types.get_metadata_type(handlers) == layout.ROW
+    assert ffcv.types.get_metadata_type(handlers) == beton.ROW
     pack(odd_folder, tmp_path / "a.beton")
     reader = Reader(str(tmp_path / "a.beton"), {"image": SourceImageField})
-    np.testing.assert_array_equal(reader.metadata, layout.read_rows(tmp_path / "a.beton"))
+    np.testing.assert_array_equal(reader.metadata, beton.read_rows(tmp_path / "a.beton"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,9 +163,9 @@ def test_no_row_crosses_a_page_however_large_the_rows(sizes, tmp_path_factory):
             writer.finish()
     finally:
         layout.FIRST_PAGE_SIZE = first
-    page = int(np.fromfile(path, layout.HEADER, count=1)[0]["page_size"])
+    page = int(np.fromfile(path, beton.HEADER, count=1)[0]["page_size"])
     data = path.read_bytes()
-    for row, record in enumerate(layout.read_rows(path)):
+    for row, record in enumerate(beton.read_rows(path)):
         start, size = int(record["f0"]["ptr"]), int(record["f0"]["size"])
         key, length = int(record["f2"]["ptr"]), int(record["f2"]["size"])
         assert data[start : start + size] == bytes([row + 1]) * sizes[row]

@@ -21,7 +21,7 @@ RAW_JPEGS = {"cmyk.jpg", "named_wrongly.jpg"}
 
 @pytest.mark.parametrize("name", [name for name in GOOD if name.endswith(".jpg")])
 def test_jpegs_are_kept_when_both_decoders_agree(name):
-    image = encode_bytes(GOOD[name])
+    image = encode_bytes(GOOD[name], check_all=True)
     expected = np.asarray(decode_rgb(GOOD[name]))
     assert image.status == ImageStatus.OK
     assert (image.height, image.width) == expected.shape[:2]
@@ -35,7 +35,7 @@ def test_jpegs_are_kept_when_both_decoders_agree(name):
 
 
 def test_a_warning_of_the_decoder_is_remembered():
-    assert encode_bytes(GOOD["extraneous.jpg"]).warns
+    assert encode_bytes(GOOD["extraneous.jpg"], check_all=True).warns
     assert not encode_bytes(GOOD["420.jpg"]).warns
 
 

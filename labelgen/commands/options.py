@@ -60,7 +60,7 @@ def label_options(out_help: str) -> Callable[[F], F]:
     """--data, --out, --crops and --top-k: what is labelled, and how much of it is kept."""
     options = (
         click.option("--data", type=click.Path(), default=None,
-                     help="Image folder [default: $TEACHONCE_DATA, else ./data]."),
+                     help="Image folder or .beton [default: $TEACHONCE_DATA, else ./data]."),
         click.option("--out", type=click.Path(), default=DEFAULT_STORE, show_default=True,
                      help=out_help),
         click.option("--crops", type=click.IntRange(1), default=500, show_default=True,

@@ -10,6 +10,7 @@ import click
 
 from labelgen.augment_options import augment_options, take_augment
 from labelgen.commands.options import label_options, load_teacher_from, teacher_options
+from labelgen.target_options import options_from_cli, target_options
 from storage.cli_common import (
     device_option,
     json_option,
@@ -25,6 +26,7 @@ from storage.cli_common import (
 @click.command()
 @teacher_options(required=True)
 @label_options("Where the label store would be written; nothing is written there.")
+@target_options
 @view_options
 @augment_options
 @click.option("--batch-size", type=click.IntRange(1), default=None,
@@ -51,23 +53,37 @@ def plan(
     **teacher_options: Any,
 ) -> int:
     """Say what a run will need: bytes, files, device hours; exit 1 if the disk is too small."""
-    from labelgen.planning import plan_run, plan_text
+    from labelgen.basis import CropSample
+    from labelgen.planning import plan_run, plan_text, rough
+    from labelgen.run_targets import plan_for_run
     from labelgen.settings import build_spec, choose_batch_size, stored_batch_size
     from storage.images import scan_folder
 
     folder, store = scan_folder(resolve_data(data)), Path(out)
+    workers = workers or os.cpu_count() or 1
+    targets = options_from_cli(teacher_options)
     sampler, augment = take_sampler(teacher_options), take_augment(teacher_options)
     teacher = load_teacher_from(**teacher_options)
     if batch_size is None:
         batch_size = stored_batch_size(store, teacher.spec.name) or choose_batch_size(teacher)
+    sample = CropSample(
+        folder=folder,
+        sampler=sampler,
+        augment=augment,
+        seed=seed,
+        num_views=crops,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    plans = [] if targets is None else plan_for_run(teacher, store, targets, rough(sample), crops)
     spec = build_spec(
         folder, teacher, crops=crops, top_k=top_k, seed=seed,
         sampler=sampler, augment=augment, batch_size=batch_size, block_images=block_images,
+        targets=plans,
     )  # fmt: skip
     found = plan_run(
-        teacher, folder, spec, store, workers=workers or os.cpu_count() or 1,
-        probe_crops=probe_crops,
-    )  # fmt: skip
+        teacher, folder, spec, store, workers=workers, probe_crops=probe_crops, targets=plans
+    )
     report = {"device": str(teacher.device), "teacher": teacher.spec.canonical, **found.to_json()}
     print_result(report, as_json, plan_text(found, str(teacher.device)))
     return 0 if found.fits else 1

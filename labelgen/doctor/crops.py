@@ -12,7 +12,7 @@ import numpy.typing as npt
 from storage.augment import Augment
 from storage.canaries import Canary, read_canaries
 from storage.canary_images import small_canaries, small_images
-from storage.images import ImageStatus
+from storage.images import ImageStatus, read_image
 from storage.store import LabelStore
 
 Box = tuple[int, int, int, int]
@@ -119,13 +119,15 @@ def with_file(store: LabelStore, stored: StoredCanary, data: bytes) -> CanaryCro
 
 
 def files_of(root: Path, keys: Sequence[str]) -> dict[str, bytes]:
-    """The bytes of those files below a folder that can be read."""
+    """The bytes of those files below a folder, or kept in a beton, that can be read."""
     found = {}
     for key in dict.fromkeys(keys):
         try:
-            found[key] = (root / key).read_bytes()
+            image = read_image(root, key)
         except OSError:
             continue
+        if image.shape is None and not image.problem:
+            found[key] = image.data
     return found
 
 

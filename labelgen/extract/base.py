@@ -51,8 +51,9 @@ def find_sources(teacher: Teacher, kinds: Collection[str]) -> Sources:
     Args:
         kinds: of KINDS.
     Raises:
-        TeacherError: the network can't give what is wanted.
+        TeacherError: the network can't give what is wanted, or is in train mode.
     """
+    _check_mode(teacher)
     batch = probe_batch(teacher)
     feature = heads = tokens = None
     # in full precision: places are told apart by their values
@@ -66,6 +67,16 @@ def find_sources(teacher: Teacher, kinds: Collection[str]) -> Sources:
         if TOKENS in kinds:
             tokens = find_tokens(teacher, head, batch)
     return Sources(feature, heads, tokens)
+
+
+def _check_mode(teacher: Teacher) -> None:
+    """Drop path and batch statistics would make a crop's targets another one's every time."""
+    left = [name or "the network" for name, part in teacher.model.named_modules() if part.training]
+    if left:
+        raise TeacherError(
+            f"teacher {teacher.spec.canonical} is in train mode ({left[0]} and {len(left) - 1} "
+            "more of its modules), and targets are those of eval mode: call model.eval()"
+        )
 
 
 class TappedTeacher:

@@ -91,7 +91,7 @@ def find_tokens(teacher: Teacher, head: Head | None, batch: Tensor) -> TokenSour
             f"teacher {teacher.spec.canonical} has no known last map of tokens: leave out --tokens"
         )
     whole = _run(model, [Tap(TOKENS, place.module, OUTPUT, Tensor.clone)], batch)[TOKENS]
-    grid, width = _geometry(place, whole.shape)
+    grid, width = geometry(place, whole.shape)
     if grid == (1, 1):
         raise TeacherError(
             f"the last map of teacher {teacher.spec.canonical} is a single position at "
@@ -200,7 +200,12 @@ def _last_map(model: nn.Module, head: Head | None, batch: Tensor) -> Place | Non
     return Place(module=found[-1], layout=MAP) if found else None
 
 
-def _geometry(place: Place, shape: torch.Size) -> tuple[tuple[int, int], int]:
+def geometry(place: Place, shape: torch.Size) -> tuple[tuple[int, int], int]:
+    """Grid (h, w) and width of a value of this shape, laid out as a place's is.
+
+    Raises:
+        TeacherError: a sequence that is no square grid.
+    """
     if place.layout == MAP:
         return (shape[2], shape[3]), shape[1]
     if place.layout == CHANNELS_LAST:
@@ -246,7 +251,7 @@ def tail_file(
         )
     entry = Tap(_ENTRY, place.tail[0], INPUT, Tensor.clone)
     seen = _run(model, [entry, source.tap], batch)
-    input_grid, input_width = _geometry(place, seen[_ENTRY].shape)
+    input_grid, input_width = geometry(place, seen[_ENTRY].shape)
     settings = TailSettings(
         arch=teacher.spec.arch, modules=place.tail, layout=place.layout, prefix=place.prefix,
         input_grid=input_grid, input_width=input_width, grid=source.grid, width=source.width,

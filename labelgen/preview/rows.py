@@ -15,10 +15,10 @@ from labelgen.class_names import class_names, readable_name
 from storage.augment import Augment, replay_view
 from storage.classes import map_classes
 from storage.errors import BadImage, StoreMismatch, TeachonceError, UsageError
-from storage.images import ImageFolder, ImageStatus, content_digest
+from storage.images import ImageFolder, ImageStatus, has_image, read_image
 from storage.label_stream import row_labels
 from storage.measure import decoded_entropy
-from storage.pixels import decode_rgb, pad_image
+from storage.pixels import pad_image
 from storage.views import Sampler, Views
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def live_rows(
     names = class_names(teacher.spec.classes, teacher.spec.num_classes)
 
     def show(row: int) -> ShownImage:
-        photo, views = _draw(folder.path(row), sampler, augment, seed, num_views)
+        photo, views = _draw(folder, row, sampler, augment, seed, num_views)
         spec, target = teacher.spec, folder.targets[row]
         crops = _cut(photo, views, spec.input_size, spec.interpolation, augment)
         index, probs, entropy, tail = _ask(teacher, crops)
@@ -139,18 +139,18 @@ def stored_rows(
     mapped = map_classes(classes, record.classes)
 
     def show(row: int) -> ShownImage:
-        status, path = ImageStatus(images.status[row]), data / images.key[row]
+        status, key = ImageStatus(images.status[row]), images.key[row]
         if status != ImageStatus.OK:
             raise _PassedOver(f"masked ({status.name.lower()}): it has no labels")
-        if not path.is_file():
+        if not has_image(data, key):
             raise _PassedOver(f"not at {data}")
-        encoded = path.read_bytes()
-        if content_digest(encoded) != images.digest[row].tobytes():
+        found = read_image(data, key)
+        if found.digest != images.digest[row].tobytes():
             raise StoreMismatch(
-                f"{path} is not the image that {store.path} has labels of: give the labelled "
+                f"{data / key} is not the image that {store.path} has labels of: give the labelled "
                 "images with --data"
             )
-        photo = pad_image(decode_rgb(encoded), pixel.padding)
+        photo = pad_image(found.rgb(), pixel.padding)
         views, labels = row_labels(store, teacher, row, num_views)
         crops = _cut(photo, views, record.input_size, pixel.interpolation, store.spec.augment)
         probs, tail = (values.astype(np.float64) for values in record.codec.decode(labels))
@@ -168,12 +168,11 @@ def stored_rows(
 
 
 def _draw(
-    path: Path, sampler: Sampler, augment: Augment | None, seed: int, count: int
+    folder: ImageFolder, row: int, sampler: Sampler, augment: Augment | None, seed: int, count: int
 ) -> tuple[Image.Image, Views]:
     try:
-        encoded = path.read_bytes()
-        image = decode_rgb(encoded)
-        digest = content_digest(encoded)
+        found = folder.read(row)
+        image, digest = found.rgb(), found.digest
         views = sampler.draw(seed, digest, image.height, image.width, 0, count)
     except (BadImage, UsageError) as error:  # UsageError: sides that no box can hold
         raise _PassedOver(str(error)) from error

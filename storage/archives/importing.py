@@ -25,7 +25,7 @@ from storage.format import (
     default_segment_views,
     keys_hash,
 )
-from storage.images import ImageFolder, ImageStatus, class_order_hash, content_digest
+from storage.images import ImageFolder, ImageStatus, class_order_hash
 from storage.manifest import seal
 from storage.pixels import PixelContract, open_image
 from storage.store import LabelStore
@@ -258,9 +258,12 @@ def source_image(folder: ImageFolder, row: int) -> SourceImage:
     Raises:
         BadImage, OSError: it can't be read.
     """
-    data = folder.path(row).read_bytes()
-    width, height = open_image(data).size
-    return SourceImage(row, folder.keys[row], height, width, content_digest(data))
+    found = folder.read(row)
+    if found.shape is not None:
+        height, width = found.shape
+    else:
+        width, height = open_image(found.data).size
+    return SourceImage(row, folder.keys[row], height, width, found.digest)
 
 
 def _block(

@@ -12,12 +12,14 @@ from storage.codecs import SoftLabels, TopKCodec, TopKLabels, codes_from_gaps
 from storage.errors import IncompleteStore, UsageError
 from storage.images import ImageStatus
 from storage.store import LabelStore
+from storage.thresholds import Thresholds, stored_thresholds
 
 
 @dataclass(frozen=True)
 class StoreRow:
     """One image. labels: probabilities [M, k] and their rest, None where it is masked.
 
+    Views that an adaptation leaves out (FerKD) are not among the M.
     size: (height, width); box u2 [M, 4]; flip u1 [M]; digest: 32 bytes.
     """
 
@@ -78,6 +80,7 @@ def store_rows(
         )
     images = store.read_images()
     codec = store.spec.teachers[teacher].codec
+    adapted = stored_thresholds(store.spec.teachers[teacher].adapted)
     views = slice(0, store.spec.num_views)
     for block in range(store.blocks):
         rows = store.block_rows(block)
@@ -89,17 +92,29 @@ def store_rows(
         )  # fmt: skip
         labels = TopKLabels(index, codes_from_gaps(gap), tail)
         for i, row in enumerate(rows):
-            ok = images.status[row] == ImageStatus.OK
             one = TopKLabels(labels.index[i], labels.code[i], labels.tail[i])
+            keep = _counted(codec, one, adapted)
+            one = TopKLabels(one.index[keep], one.code[keep], one.tail[keep])
+            ok = images.status[row] == ImageStatus.OK and bool(keep.any())
             yield StoreRow(
                 number=row,
                 key=images.key[row],
                 digest=images.digest[row].tobytes(),
                 size=(int(images.size[row, 0]), int(images.size[row, 1])),
                 target=int(images.target[row]),
-                box=box[i],
-                flip=flip[i],
+                box=box[i][keep],
+                flip=flip[i][keep],
                 labels=codec.soft(one) if ok else None,
                 codec=codec,
             )
         progress(block + 1, store.blocks)
+
+
+def _counted(
+    codec: TopKCodec, labels: TopKLabels, adapted: Thresholds | None
+) -> npt.NDArray[np.bool_]:
+    """Which of an image's views count, bool [M]; all where nothing was adapted."""
+    if adapted is None:
+        return np.ones(len(labels.tail), bool)
+    sure = codec.decode(labels)[0][:, 0]
+    return np.asarray((sure >= adapted.low) & (sure <= adapted.top))

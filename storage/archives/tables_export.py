@@ -26,6 +26,7 @@ from storage.errors import StoreError, UsageError
 from storage.format import json_bytes
 from storage.manifest import read_manifest
 from storage.store import LabelStore
+from storage.thresholds import stored_thresholds
 
 INDEX = "index.json"
 EXPORT_VERSION = 1
@@ -108,7 +109,8 @@ def export_parquet(
     """Tables `labels-00000.parquet`, one row an image, lists of fixed length for its views.
 
     Raises:
-        UsageError: pyarrow isn't installed, or a folder that isn't empty (without `overwrite`).
+        UsageError: pyarrow isn't installed, a folder that isn't empty (without `overwrite`), or
+            labels of which some are left out.
     """
     try:
         import pyarrow.parquet
@@ -116,6 +118,12 @@ def export_parquet(
         raise UsageError(
             "Parquet tables need the `pyarrow` package: pip install 'teachonce[archives]'"
         ) from None
+    adapted = stored_thresholds(store.spec.teachers[only_teacher(store, teacher)].adapted)
+    if adapted is not None and adapted.leaves_out:
+        raise UsageError(
+            f"{store.path} has labels that leave views out, and rows of these tables have as many "
+            "views each: use `labelstore export webdataset` or `fkd`"
+        )
     teacher = _prepare(store, out, teacher, overwrite)
     report = ExportReport(str(out))
     tables = []

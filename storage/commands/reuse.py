@@ -1,4 +1,4 @@
-"""labelstore match, subset, merge, diff, origin: stores joined, cut, extended and compared."""
+"""labelstore match, subset, merge, ferkd, diff, origin: stores joined, cut, adapted, compared."""
 
 from __future__ import annotations
 
@@ -150,6 +150,43 @@ def merge(stores: tuple[str, ...], out: str, allow_licence_mix: bool, as_json: b
     _print_made(out, as_json)
 
 
+SHARE = click.FloatRange(0, 1)
+
+
+@click.command()
+@click.argument("store", type=STORE)
+@out_option
+@click.option("--low", type=SHARE, help="Labels less sure than this are left out [default: 0].")
+@click.option(
+    "--middle",
+    type=SHARE,
+    help="Labels less sure than this become their image's class [default: --low].",
+)
+@click.option("--top", type=SHARE, help="Labels surer than this are left out [default: 1].")
+@click.option(
+    "--epsilon", type=SHARE, help="Mass that such a class gives to all others [default: 0.1]."
+)
+@click.option("--labels", metavar="TEACHER", help="Labels of this teacher [default: the only one].")
+@json_option
+def ferkd(
+    store: str, out: str, low: float | None, middle: float | None, top: float | None,
+    epsilon: float | None, labels: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Adapt the labels of STORE by how sure they are (FerKD), as a new store.
+
+    How sure a label is, is its largest probability. Trained on with --method fkd, the new store is
+    FerKD; views, images, targets and other teachers' labels are STORE's, proven against its root.
+    """
+    from storage.ferkd import ferkd as adapt
+    from storage.thresholds import Thresholds
+
+    given = {"low": low, "middle": low if middle is None else middle, "top": top,
+             "epsilon": epsilon}  # fmt: skip
+    thresholds = Thresholds(**{name: value for name, value in given.items() if value is not None})
+    adapt(store, out, thresholds, labels, _progress("wrote", "blocks"))
+    _print_made(out, as_json)
+
+
 @click.command()
 @click.argument("a", type=STORE)
 @click.argument("b", type=STORE)
@@ -187,7 +224,7 @@ def origin(store: str, root: str | None, as_json: bool) -> int:
     return 1 if report.problems else 0
 
 
-COMMANDS = [match, subset, merge, diff, origin]
+COMMANDS = [match, subset, merge, ferkd, diff, origin]
 
 
 def _print_made(out: str, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from trainer.replay import turbojpeg
 from trainer.replay.colour import PROGRAM_COLUMNS, augment_view
 from trainer.replay.encode import MODE_JPEG
 from trainer.replay.resample import SUPPORT, canvas_bytes, cut
+from trainer.replay.simd import fetch_add
 
 # What happened to a row, written beside its pixels (a failed row's pixels are zeros).
 DECODED = 0
@@ -60,6 +61,15 @@ def boxes_fit(boxes, height, width):  # type: ignore[no-untyped-def]
         if tall < 1 or wide < 1 or top + tall > height or left + wide > width:
             return False
     return True
+
+
+@njit(cache=True, nogil=True)
+def largest_first(sizes):  # type: ignore[no-untyped-def]
+    """Places of int64 [n] in falling order.
+
+    Apart from the loop that needs it, so that the sort is compiled once and not for every loader.
+    """
+    return np.argsort(-sizes)
 
 
 @njit(cache=True, nogil=True)
@@ -160,22 +170,21 @@ def _as_pointer(typingctx, address, kind):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def replay_row(
-    row, status, mode, warns, height, width, data, box_address, flip_address, draw_address, columns,
-    program_address, operations, padding, support, out
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def replay_row(row, status, mode, warns, height, width, data, out, tables):  # type: ignore[no-untyped-def]
     """One beton row to its views by the epoch's tables; returns a row status.
 
     Scalars instead of the row's record: numba's record types differ between processes, so code
     that takes one is not found on disk again.
 
     Args:
-        data: the row's bytes in the file.
-        box_address, flip_address: of uint16 [rows, V, 4] and uint8 [rows, V].
-        draw_address: of int16 [rows, V, columns]; not read where there are no columns.
-        program_address: of int64 [operations, PROGRAM_COLUMNS].
-        out: uint8 [V, S, S, 3], written.
+        data: the row's bytes in the file. out: uint8 [V, S, S, 3], written.
+        tables: int64, in this order: the addresses of boxes uint16 [rows, V, 4], of flips uint8
+            [rows, V] and of draws int16 [rows, V, columns]; columns (none: draws are not read);
+            the address of the program int64 [operations, PROGRAM_COLUMNS]; operations; padding;
+            the filter's support.
     """
+    box_address, flip_address, draw_address, columns = tables[0], tables[1], tables[2], tables[3]
+    program_address, operations, padding, support = tables[4], tables[5], tables[6], tables[7]
     if status != 0:
         out.fill(0)
         return MASKED
@@ -219,6 +228,7 @@ class ReplayDecoder(Operation):
         self.program = program
         self.size, self.padding = size, padding
         self.support = SUPPORT[interpolation]
+        self._next = np.zeros(1, np.int64)  # place of the next image in the batch at work
 
     def declare_state_and_memory(
         self, previous_state: State
@@ -229,39 +239,61 @@ class ReplayDecoder(Operation):
         state = replace(previous_state, jit_mode=True, shape=views, dtype=kind)
         return state, tuple(AllocationQuery(shape, kind) for shape in (views, (32,), ()))
 
-    def generate_code(self) -> Callable[..., Any]:
-        """Called by FFCV: the function that it compiles."""
-        each = Compiler.get_iterator()
-        # NumPy scalars: Python integers would be literal types, compiled anew for every value
-        box_address, flip_address, draw_address, columns = (
+    def row_code(self) -> Callable[..., int]:
+        """Compiled: what is done with one row, called as `replay_row` is; returns its status.
+
+        Found on disk again: a function made here would be compiled, with all that it calls, for
+        every loader.
+        """
+        return replay_row  # type: ignore[no-any-return]
+
+    def tables(self) -> tuple[np.int64, ...]:
+        """`tables` of `replay_row`; NumPy's integers, since Python's would be types of their own,
+        compiled anew for every value.
+        """
+        return tuple(
             np.int64(value)
             for value in (
                 self.box.ctypes.data, self.flip.ctypes.data, self.draw.ctypes.data,
-                self.draw.shape[2],
+                self.draw.shape[2], self.program.ctypes.data, len(self.program), self.padding,
+                self.support,
             )
         )  # fmt: skip
-        program_address, operations, padding, support = (
-            np.int64(value)
-            for value in (
-                self.program.ctypes.data, len(self.program), self.padding, self.support,
-            )
-        )  # fmt: skip
+
+    def generate_code(self) -> Callable[..., Any]:
+        """Called by FFCV: the function that it compiles.
+
+        Threads take a batch's images one by one, from the largest on: in equal shares, as FFCV
+        divides them, the quickest thread would wait for the slowest at the end of every batch.
+        """
+        each, threads = Compiler.get_iterator(), np.int64(Compiler.num_threads)
+        next_address = np.int64(self._next.ctypes.data)
+        work, tables = self.row_code(), self.tables()
 
         def decode(batch_indices, memory, metadata, storage_state):  # type: ignore[no-untyped-def]
             images, digests, statuses = memory
             file = storage_state[0]  # the whole file, mapped (FFCV's os_cache)
-            for slot in each(len(batch_indices)):
-                row = np.int64(batch_indices[slot])
-                record = metadata[row]
-                start, size = np.int64(record["ptr"]), np.int64(record["size"])
-                statuses[slot] = replay_row(
-                    row, record["status"], record["mode"], record["warns"],
-                    np.int64(record["height"]), np.int64(record["width"]),
-                    file[start : start + size], box_address, flip_address, draw_address, columns,
-                    program_address, operations, padding, support, images[slot],
-                )  # fmt: skip
-                for i in range(32):
-                    digests[slot, i] = record["digest"][i]
+            count = len(batch_indices)
+            sizes = np.empty(count, np.int64)
+            for slot in range(count):
+                sizes[slot] = metadata[np.int64(batch_indices[slot])]["size"]
+            order = largest_first(sizes)
+            carray(_as_pointer(next_address, np.int64), (1,))[0] = 0
+            for _ in each(threads):
+                place = fetch_add(next_address, 1)
+                while place < count:
+                    slot = order[place]
+                    row = np.int64(batch_indices[slot])
+                    record = metadata[row]
+                    start, size = np.int64(record["ptr"]), np.int64(record["size"])
+                    statuses[slot] = work(
+                        row, record["status"], record["mode"], record["warns"],
+                        np.int64(record["height"]), np.int64(record["width"]),
+                        file[start : start + size], images[slot], tables,
+                    )  # fmt: skip
+                    for i in range(32):
+                        digests[slot, i] = record["digest"][i]
+                    place = fetch_add(next_address, 1)
             return images, digests, statuses
 
         decode.is_parallel = True

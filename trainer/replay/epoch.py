@@ -67,8 +67,6 @@ class ReplayLoader(ABC):
         batch_images: int,
         workers: int,
     ) -> None:
-        if not 1 <= size <= MAX_SIZE:
-            raise UsageError(f"size is {size}; expected 1 to {MAX_SIZE} pixels")
         for name, value, least in (
             ("views", views, 1), ("batch_images", batch_images, 1), ("workers", workers, 0),
         ):  # fmt: skip
@@ -77,8 +75,18 @@ class ReplayLoader(ABC):
         self.beton = beton
         self.contract = PixelContract(interpolation=interpolation, padding=padding)
         self.augment = augment
-        self.size, self.views = size, views
-        self.batch_images, self.workers = batch_images, workers
+        self.views, self.batch_images, self.workers = views, batch_images, workers
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Cut views of another side from the next epoch on; nothing is compiled anew.
+
+        Raises:
+            UsageError: a side out of range.
+        """
+        if not 1 <= size <= MAX_SIZE:
+            raise UsageError(f"size is {size}; expected 1 to {MAX_SIZE} pixels")
+        self.size = size
 
     def epoch(
         self,

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from storage.augment import Augment
-from storage.errors import TrainingError, UsageError
+from storage.beton import FIELDS, REENCODED_FIELDS
+from storage.errors import BadImage, TrainingError, UsageError
 from trainer.replay.beton import Beton
 from trainer.replay.epoch import ReplayBatch, ReplayLoader
+from trainer.replay.reference import cut_packed, is_as_packed, read_packed
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ with quiet_ffcv():
     from ffcv.pipeline.compiler import Compiler
 
     from trainer.replay.colour import compile_program
-    from trainer.replay.decoder import DECODED, ReplayDecoder
+    from trainer.replay.decoder import DECODED, UNDECODABLE, ReplayDecoder
     from trainer.replay.field import SourceImageField
 
 
@@ -149,10 +151,12 @@ class FFCVReplayLoader(ReplayLoader):
         self._draw = np.zeros((beton.num_rows, views, columns), np.int16)
         self._program = compile_program(augment)
         self._running: _GuardedEpoch | None = None
-        decoder = ReplayDecoder(
+        decoder = self._decoder = ReplayDecoder(
             box=self._box, flip=self._flip, draw=self._draw, size=size,
             interpolation=interpolation, padding=padding, program=self._program,
         )  # fmt: skip
+        fields = FIELDS if beton.origins is None else REENCODED_FIELDS
+        unread = {name: None for name in fields if name != "image"}
         with quiet_ffcv(), _no_compiled_reader():
             self._loader = Loader(
                 str(beton.path),
@@ -163,7 +167,7 @@ class FFCVReplayLoader(ReplayLoader):
                 seed=0,
                 drop_last=False,
                 batches_ahead=AHEAD,
-                pipelines={"image": [decoder], "label": None, "key": None},
+                pipelines={"image": [decoder], **unread},
                 custom_fields={"image": SourceImageField},
             )
 
@@ -175,6 +179,7 @@ class FFCVReplayLoader(ReplayLoader):
                 "an epoch of this loader is still running: finish or close it first, "
                 "or make a second loader"
             )
+        self._decoder.size = self.size  # FFCV asks for memory by it in every epoch
         np.copyto(self._box, box)
         np.copyto(self._flip, flip)
         if draw is not None:
@@ -186,14 +191,34 @@ class FFCVReplayLoader(ReplayLoader):
             for ((images, digests, status),) in epoch:
                 taken = rows[start : start + len(images)]
                 start += len(images)
+                failed = status != DECODED
+                for slot in np.flatnonzero(status == UNDECODABLE):
+                    row = int(taken[slot])
+                    given = None if draw is None else draw[row]
+                    failed[slot] = not self._settled(row, box[row], flip[row], given, images[slot])
                 yield ReplayBatch(
-                    images=torch.from_numpy(images),
-                    rows=taken,
-                    digests=digests,
-                    failed=status != DECODED,
+                    images=torch.from_numpy(images), rows=taken, digests=digests, failed=failed
                 )
             if start != len(rows):
                 raise TrainingError(f"FFCV gave {start} of the epoch's {len(rows)} images")
         finally:
             epoch.stop()
             self._running = None
+
+    def _settled(
+        self, row: int, box: np.ndarray, flip: np.ndarray, draw: np.ndarray | None, out: np.ndarray
+    ) -> bool:
+        """Have Pillow decide on what libjpeg-turbo warned of; whether `out` has the views now.
+
+        Not every ordinary JPEG is decoded while packing (trainer.replay.encode), so odd bytes in
+        one may be met here first. Bytes that have changed since stay a failure.
+        """
+        record = self.beton.records[row]
+        if not is_as_packed(self.beton.path, record):
+            return False
+        try:
+            image = read_packed(self.beton.path, record, self.contract)
+        except BadImage:
+            return False
+        cut_packed(image, box, flip, draw, self.contract, self.augment, out)
+        return True

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from ffcv.fields.base import ARG_TYPE, Field
 
+from storage.beton import IMAGE_RECORD
 from trainer.replay.encode import EncodedImage
-from trainer.replay.layout import IMAGE_RECORD, fill_image_record
 
 
 class SourceImageField(Field):
@@ -38,7 +38,11 @@ class SourceImageField(Field):
         if image.payload:
             pointer, storage = malloc(len(image.payload))
             storage[:] = np.frombuffer(image.payload, np.uint8)
-        fill_image_record(destination[0], image, pointer)
+        record = destination[0]
+        for name in ("mode", "status", "warns", "height", "width"):
+            record[name] = getattr(image, name)
+        record["digest"] = np.frombuffer(image.digest, np.uint8)
+        record["ptr"], record["size"] = pointer, len(image.payload)
 
     def get_decoder_class(self) -> Any:
         """FFCV asks for it to recognise the decoder at the head of a pipeline."""

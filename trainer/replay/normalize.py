@@ -1,7 +1,7 @@
 """uint8 views to normalised float images in one pass over memory, for training on the CPU.
 
 torch's own way (`.float().mul_().add_()`) passes three times over four times the bytes: 0.87 ms
-a 224-pixel crop beside 0.07 here, more than the exact cut itself. On a GPU do it there instead.
+a 224-pixel crop beside 0.02 here, more than the exact cut itself. On a GPU do it there instead.
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ import numpy as np
 import torch
 from numba import njit
 
+from trainer.replay.simd import ALIGNMENT, FLOATS, to_floats, to_floats_past_caches
 
-@njit(cache=True, nogil=True, fastmath=True)
+LARGE = 4 << 20  # bytes of floats that no cache keeps until they are read again
+
+
+@njit(cache=True, nogil=True)
 def _normalize(pixels, scale, shift, out):  # type: ignore[no-untyped-def]
-    for row in range(pixels.shape[0]):  # one row at a time, or LLVM does not vectorise
-        values, target = pixels[row], out[row]
-        for i in range(values.size):
-            target[i] = np.float32(values[i]) * scale[i] + shift[i]
+    whole = pixels.size // FLOATS
+    source, target = pixels.ctypes.data, out.ctypes.data
+    if 4 * pixels.size < LARGE:
+        to_floats(source, scale.ctypes.data, shift.ctypes.data, target, whole)
+    else:
+        to_floats_past_caches(source, scale.ctypes.data, shift.ctypes.data, target, whole)
+    for i in range(whole * FLOATS, pixels.size):
+        out[i] = np.float32(pixels[i]) * scale[i % FLOATS] + shift[i % FLOATS]
 
 
 class Normalizer:
@@ -31,8 +39,8 @@ class Normalizer:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], size: int) -> None:
         exact = np.array(std, np.float64)
-        self._scale = np.tile(1 / (255 * exact), size).astype(np.float32)
-        self._shift = np.tile(-np.array(mean, np.float64) / exact, size).astype(np.float32)
+        self._scale = np.tile(1 / (255 * exact), FLOATS // 3).astype(np.float32)
+        self._shift = np.tile(-np.array(mean, np.float64) / exact, FLOATS // 3).astype(np.float32)
         self._size = size
         self._buffer = np.empty(0, np.float32)
 
@@ -45,10 +53,12 @@ class Normalizer:
             float32 [product of the leading sizes, 3, S, S] in channels_last order; the memory
             is overwritten by the next call.
         """
-        pixels = images.numpy().reshape(-1, 3 * self._size)
+        pixels = images.numpy().reshape(-1)
         if self._buffer.size < pixels.size:
-            self._buffer = np.empty(pixels.size, np.float32)
-        out = self._buffer[: pixels.size].reshape(pixels.shape)
+            room = np.empty(pixels.size + ALIGNMENT // 4, np.float32)
+            start = -room.ctypes.data % ALIGNMENT // 4
+            self._buffer = room[start : start + pixels.size]
+        out = self._buffer[: pixels.size]
         _normalize(pixels, self._scale, self._shift, out)
         views = torch.from_numpy(out).view(-1, self._size, self._size, 3)
         return views.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Two vector loops of the resampler, written as LLVM vector IR for numba.
+"""Vector loops of the resampler and of what follows it, written as LLVM vector IR for numba.
 
 LLVM's own vectoriser does not find 16-bit multiply-adds in the plain loops (measured 3 times
 slower). The IR is generic (no instruction of one processor): on x86 the multiply-and-add of
@@ -18,6 +18,8 @@ from numba.extending import intrinsic
 ROWS = 4  # rows of one horizontal step
 TAPS = 4  # taps of one horizontal step; weight rows are padded with zeros to a multiple
 CHUNK = 32  # bytes of one vertical step
+FLOATS = 48  # values of one step of normalisation: whole pixels and whole cache lines
+ALIGNMENT = 64  # bytes, of what it writes
 
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
@@ -185,3 +187,54 @@ def vertical_step(typingctx, src, src_pitch, weights, pairs, dst, unused, shift)
     Addresses: `src` of the chunk in the first tap's row, `weights` of int16 [2 * pairs].
     """
     return _kernel(_vertical)(typingctx)
+
+
+_FLOATS_SIGNATURE = types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.intp)
+
+
+def _float_loop(past_caches: bool) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        src, scale, shift, dst, steps = values
+        kind, word = _vector(ir.FloatType(), FLOATS), src.type
+        factor, offset = _load(builder, scale, kind), _load(builder, shift, kind)
+        mark = builder.module.add_metadata([ir.Constant(_I32, 1)])
+        with cgutils.for_range(builder, steps) as loop:
+            done = builder.mul(builder.bitcast(loop.index, word), ir.Constant(word, FLOATS))
+            pixels = _load(builder, builder.add(src, done), _vector(_I8, FLOATS))
+            product = builder.fmul(builder.uitofp(pixels, kind), factor, flags=("contract",))
+            value = builder.fadd(product, offset, flags=("contract",))
+            place = builder.add(dst, builder.mul(done, ir.Constant(word, 4)))
+            store = builder.store(value, builder.inttoptr(place, kind.as_pointer()))
+            store.align = ALIGNMENT
+            if past_caches:
+                store.set_metadata("nontemporal", mark)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@intrinsic
+def to_floats(typingctx, src, scale, shift, dst, steps):  # type: ignore[no-untyped-def]
+    """`FLOATS * steps` bytes -> float32 byte * scale + shift.
+
+    Addresses: `src` of the bytes, `scale` and `shift` of float32 [FLOATS], `dst` of the floats,
+    aligned to `ALIGNMENT`.
+    """
+    return _FLOATS_SIGNATURE, _float_loop(past_caches=False)
+
+
+@intrinsic
+def to_floats_past_caches(typingctx, src, scale, shift, dst, steps):  # type: ignore[no-untyped-def]
+    """As `to_floats`, for more than the caches hold: memory is written without being read."""
+    return _FLOATS_SIGNATURE, _float_loop(past_caches=True)
+
+
+@intrinsic
+def fetch_add(typingctx, address, amount):  # type: ignore[no-untyped-def]
+    """Add to the int64 at an address, whichever threads do so at a time; its value before."""
+
+    def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(values[0], values[1].type.as_pointer())
+        return builder.atomic_rmw("add", pointer, values[1], "monotonic")
+
+    return types.int64(types.uintp, types.int64), codegen

@@ -6,15 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from storage.augment import replay_view
 from storage.errors import BadImage, TrainingError
-from storage.images import ImageStatus
-from storage.pixels import PixelContract, decode_rgb, pad_image
-from trainer.replay.encode import MODE_JPEG
 from trainer.replay.epoch import ReplayBatch, ReplayLoader
+from trainer.replay.reference import cut_packed, read_packed
 
 Sample = tuple[np.ndarray, np.ndarray, int, bool]  # images, digest, row, failed
 
@@ -36,37 +32,14 @@ class _Views(Dataset[Sample]):
 
     def __getitem__(self, row: int) -> Sample:
         record = self.records[row]
-        views, size = self.flip.shape[1], self.size
-        failed = False
-        images = np.zeros((views, size, size, 3), np.uint8)
+        images = np.zeros((self.flip.shape[1], self.size, self.size, 3), np.uint8)
+        draw = None if self.draw is None else self.draw[row]
         try:
-            image = _decode(self.path, record, self.contract)
+            image = read_packed(self.path, record, self.contract)
         except BadImage:
-            failed = True
-        else:
-            for view in range(views):
-                images[view] = replay_view(
-                    image, self.box[row, view], bool(self.flip[row, view]), size,
-                    self.contract.interpolation, self.augment,
-                    None if self.draw is None else self.draw[row, view],
-                )  # fmt: skip
-        return images, record["digest"], row, failed
-
-
-def _decode(path: object, record: np.void, contract: PixelContract) -> Image.Image:
-    if record["status"] != ImageStatus.OK:
-        raise BadImage("masked")
-    height, width, size = int(record["height"]), int(record["width"]), int(record["size"])
-    data = np.fromfile(path, np.uint8, count=size, offset=int(record["ptr"])).tobytes()
-    if record["mode"] == MODE_JPEG:
-        image = decode_rgb(data)
-    elif len(data) == 3 * height * width:
-        image = Image.frombytes("RGB", (width, height), data)
-    else:
-        raise BadImage(f"{len(data)} bytes of pixels for {height}x{width}")
-    if image.size != (width, height):
-        raise BadImage(f"{image.size[0]}x{image.size[1]} pixels, packed as {width}x{height}")
-    return pad_image(image, contract.padding)
+            return images, record["digest"], row, True
+        cut_packed(image, self.box[row], self.flip[row], draw, self.contract, self.augment, images)
+        return images, record["digest"], row, False
 
 
 def _collate(samples: list[Sample]) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
