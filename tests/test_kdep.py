@@ -6,7 +6,7 @@ import torch
 from conftest import write_folder
 from safetensors.torch import load_file
 from torch import nn
-from training import request, write_teacher
+from training import request, stopped_after, write_teacher
 
 from labelgen import generate, load_teacher, resolve
 from labelgen.target_options import TargetOptions
@@ -143,7 +143,7 @@ def world(tmp_path_factory):
     return root
 
 
-def test_a_student_learns_the_stored_features_and_resumes_to_the_bit(world, tmp_path):
+def test_a_student_learns_the_stored_features_and_resumes_to_the_bit(world, tmp_path, monkeypatch):
     common = {"labels": world / "store.zarr", "method": "kdep", "views_per_image": 2, "lr": 0.05,
               "epochs": 6}  # fmt: skip
     result = fit(request(tmp_path / "run", **common))
@@ -152,6 +152,8 @@ def test_a_student_learns_the_stored_features_and_resumes_to_the_bit(world, tmp_
     losses = [x["loss"] for x in read_metrics(tmp_path / "run" / "metrics.jsonl")
               if x["kind"] == "train"]  # fmt: skip
     assert losses[-1] < losses[0]
+    with stopped_after(7, monkeypatch):
+        fit(request(tmp_path / "again", **common))
     again = fit(request(tmp_path / "again", **common))
     a, b = (load_file(r.out / "student.safetensors") for r in (result, again))
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
+
+
+class Counted(Protocol):
+    """Any batch: what is asked for has an entry for each of its crops."""
+
+    @property
+    def target(self) -> Sized:
+        """What is asked for."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +26,17 @@ class TopKTarget:
     tail: Tensor  # float32 [B], spread evenly over the other classes
     extra_index: Tensor | None = None  # int64 [B, S], classes of the image's mean tail
     extra: Tensor | None = None  # float32 [B, S], what they have beside
+    counts: Tensor | None = None  # float32 [B], 0 where a crop is left out; None: all count
 
     def take(self, rows: Tensor) -> TopKTarget:
         """Labels of other crops: row i is that of crop rows[i]."""
-        parts = (self.index, self.probs, self.tail, self.extra_index, self.extra)
-        return TopKTarget(*(None if part is None else part[rows] for part in parts))
+        others = (self.extra_index, self.extra, self.counts)
+        return TopKTarget(
+            self.index[rows],
+            self.probs[rows],
+            self.tail[rows],
+            *(None if part is None else part[rows] for part in others),
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +19,18 @@ from torch import nn
 
 from storage.errors import StoreMismatch, TrainingError, UsageError
 from trainer import models
-from trainer.config import StudentConfig, TrainConfig, differences
+from trainer.config import StudentConfig, differences
 from trainer.models import METADATA_KEY
 
 CHECKPOINT_NAME = "checkpoint.pt"
 STUDENT_NAME = "student.safetensors"
+
+
+class RunSettings(Protocol):
+    """All that a run can't change between its beginning and its end."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
 
 
 def replace_atomically(temporary: Path, final: Path) -> None:
@@ -64,9 +71,13 @@ def save_student(
     path: Path, student: nn.Module, config: StudentConfig, provenance: dict[str, Any]
 ) -> None:
     """Write the student's weights alone; the header says how to build and feed it."""
-    header = {**config.to_json(), "provenance": provenance}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in student.state_dict().items()}
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(header)}
+    save_network(path, student, METADATA_KEY, {**config.to_json(), "provenance": provenance})
+
+
+def save_network(path: Path, network: nn.Module, key: str, header: dict[str, Any]) -> None:
+    """Write a network's weights in safetensors, with plain values under a key of the header."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    metadata = {"format": "pt", key: json.dumps(header)}
     _write(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
@@ -106,22 +117,28 @@ def load_student(path: Path) -> tuple[nn.Module, StudentConfig]:
     return student, config
 
 
-def save_checkpoint(path: Path, config: TrainConfig, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, config: RunSettings, state: dict[str, Any]) -> None:
     """Write the state of a run (tensors and plain values only)."""
     values = {"config": json.dumps(config.to_json()), **state}
     _write(path, lambda temporary: torch.save(values, temporary))
 
 
-def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path,
+    config: RunSettings,
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> dict[str, Any]:
     """Read the state of a run that had the same settings and data.
 
+    Args:
+        completed: adds the settings that an older release's run doesn't name.
     Raises:
         TrainingError: the file is damaged.
         StoreMismatch: it belongs to a run with other settings; each is named.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = json.loads(state["config"])
+        theirs = json.loads(json.dumps(completed(json.loads(state["config"]))))
     except Exception as error:  # torch raises many types on damaged files
         raise TrainingError(
             f"{path} is damaged and can't be resumed from ({_first_line(error)}): "

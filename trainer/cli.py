@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +12,6 @@ from storage.cli_common import (
     json_option,
     overwrite_option,
     print_result,
-    resolve_data,
     run_cli,
     take_sampler,
     view_options,
@@ -21,6 +19,11 @@ from storage.cli_common import (
 )
 from trainer.config import LABEL_TAILS, LABEL_TYPES, METHODS, PRECISIONS, TRACKERS
 from trainer.step_config import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from trainer.evaluate import Evaluation
+    from trainer.replay.packing import PackReport
+    from trainer.run import FitResult
 
 FILE = click.Path(path_type=Path)
 
@@ -31,31 +34,54 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--data", help="Image folder [default: $TEACHONCE_DATA, else ./data].")
-@click.option("--out", type=FILE, help="The .beton to write [default: FOLDER.beton].")
+@click.option("--data", help="Image folder; .parquet file or folder of them; .tar, or a pattern "
+              "such as 'train-{0000..0146}.tar'; hf:FOLDER[:split] or hf:org/name[:split] "
+              "[default: $TEACHONCE_DATA, else ./data].")  # fmt: skip
+@click.option("--out", type=FILE, help="The .beton to write [default: named after --data].")
+@click.option("--max-side", type=int, help="Re-encode: longest side in pixels at most.")
+@click.option("--min-side", type=int, help="Re-encode: shortest side in pixels at most.")
+@click.option("--quality", type=int, help="Re-encode: JPEG quality [default then: 90].")
+@click.option("--check", type=click.Choice(["sample", "all"]), default="sample", show_default=True,
+              help="Decode every image, or of plain JPEGs one in 64.")  # fmt: skip
+@click.option("--label-column", help="Column of the labels, of parquet files and data sets.")
+@click.option("--class-names", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="File with one class name a line, where labels are bare numbers.")  # fmt: skip
 @workers_option
 @overwrite_option
 @json_option
-def pack(data: str | None, out: Path | None, workers: int | None, overwrite: bool,
-         as_json: bool) -> None:  # fmt: skip
-    """Pack an image folder into a .beton: source JPEG bytes unchanged, checked, with digests."""
+def pack(data: str | None, out: Path | None, max_side: int | None, min_side: int | None,
+         quality: int | None, check: str, label_column: str | None, class_names: Path | None,
+         workers: int | None, overwrite: bool, as_json: bool) -> None:  # fmt: skip
+    """Pack images into a .beton: source JPEG bytes unchanged, checked, with digests.
+
+    With --max-side, --min-side or --quality all images are re-encoded: smaller, faster to train
+    on, and images of their own. Label the beton itself (labelgen run --data X.beton) then.
+    """
     import os
 
-    from storage.images import scan_folder
-    from trainer.inputs import pack_with_progress
+    from trainer.inputs import find_images, pack_with_progress
+    from trainer.replay.reencode import Reencoding
+    from trainer.sources import open_source
 
-    folder = scan_folder(resolve_data(data))
-    out = out or Path(f"{folder.root.resolve().name}.beton")
-    report = pack_with_progress(folder, out, workers or os.cpu_count() or 1, overwrite)
+    sides = {"max_side": max_side, "min_side": min_side, "quality": quality}
+    given = {name: value for name, value in sides.items() if value is not None}
+    reencoding = Reencoding(**given) if given else None
+    names = class_names.read_text("utf-8").split("\n") if class_names else None
+    names = [name.strip() for name in names if name.strip()] if names else None
+    source = open_source(str(find_images(data, None)), label_column, names)
+    out = out or Path(f"{source.name}.beton")
+    report = pack_with_progress(
+        source, out, workers or os.cpu_count() or 1, overwrite, reencoding=reencoding, check=check
+    )
     print_result(report.to_json(), as_json, _pack_text(report))
 
 
-def _pack_text(report) -> str:
+def _pack_text(report: PackReport) -> str:
     from trainer.report import format_table
 
     rows = [
         ("images", f"{report.num_rows}, {report.num_bytes / 1e6:,.1f} MB"),
-        ("kept as JPEG", str(report.kept_jpeg)),
+        ("kept as JPEG" if report.reencoded is None else "re-encoded", str(report.kept_jpeg)),
         ("stored as raw pixels", str(report.stored_raw)),
     ]
     if report.duplicates:
@@ -71,7 +97,7 @@ def _pack_text(report) -> str:
 @cli.command()
 @click.option("--labels", help="Label store: a folder, or https://, s3://, gs://, hf:// address.")
 @click.option("--data", help="Image folder or .beton [default: where the store was made from].")
-@click.option("--val", type=FILE, help="ImageFolder tree to evaluate on after each epoch.")
+@click.option("--val", type=FILE, help="ImageFolder tree or .beton, evaluated after each epoch.")
 @click.option("--out", type=FILE, help="Run folder [default: runs/METHOD-STUDENT].")
 @click.option(
     "--method", type=click.Choice(METHODS), help="[default: fkd with --labels, else supervised]"
@@ -100,7 +126,8 @@ def _pack_text(report) -> str:
     "--label-tail",
     type=click.Choice(LABEL_TAILS),
     help="Mass beyond the kept classes: as the image's mean tail lies, where the store has one and "
-    f"no kept class is left out; or evenly, as FKD [default: {LABEL_TAILS[0]}].",
+    "no kept class is left out; or evenly, as FKD [default: the one that the store measured to be "
+    "nearer].",
 )
 @click.option("--temperature", type=float, help="Of the student's softmax [default: 1].")
 @click.option("--optimizer", help=f"{', '.join(OPTIMIZERS)} or timm:NAME [default: sgd].")
@@ -169,7 +196,7 @@ def fit(
         print_result(result.to_json(), as_json, _fit_text(result))
 
 
-def _fit_text(result) -> str:
+def _fit_text(result: FitResult) -> str:
     from storage.progress import format_seconds
     from trainer.report import format_table
 
@@ -189,11 +216,13 @@ def _fit_text(result) -> str:
     return format_table("done", rows)
 
 
-def _evaluation_text(evaluation) -> str:
+def _evaluation_text(evaluation: Evaluation) -> str:
     text = (
         f"top-1 {100 * evaluation.top1:.2f} %, top-5 {100 * evaluation.top5:.2f} %, "
         f"loss {evaluation.loss:.4f} on {evaluation.num_images} images"
     )
+    for name, value in evaluation.further.items():
+        text += f", {name} {100 * value:.2f} %"
     return text + (f" ({evaluation.masked} unreadable, left out)" if evaluation.masked else "")
 
 
@@ -210,7 +239,7 @@ def report(run: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("checkpoint", type=FILE)
-@click.option("--val", type=FILE, required=True, help="ImageFolder tree.")
+@click.option("--val", type=FILE, required=True, help="ImageFolder tree, or a .beton of one.")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @device_option
 @workers_option
@@ -225,11 +254,12 @@ def evaluate(checkpoint: Path, val: Path, batch_size: int, device: str, workers:
     from storage.images import scan_folder
     from trainer.checkpoint import load_student
     from trainer.evaluate import evaluate as run_evaluation
+    from trainer.methods.hsakd import branch_scores
     from trainer.models.device import resolve_device
 
     where = resolve_device(device)
     student, config = load_student(checkpoint)
-    student = student.to(where, memory_format=torch.channels_last)
+    student = student.to(where).to(memory_format=torch.channels_last)
     result = run_evaluation(
         student,
         scan_folder(val),
@@ -237,8 +267,9 @@ def evaluate(checkpoint: Path, val: Path, batch_size: int, device: str, workers:
         device=where,
         batch_size=batch_size,
         workers=workers or os.cpu_count() or 1,
+        further=branch_scores(student),
     )
-    print_result(asdict(result), as_json, f"{config.arch}: {_evaluation_text(result)}")
+    print_result(result.to_json(), as_json, f"{config.arch}: {_evaluation_text(result)}")
 
 
 def main() -> None:

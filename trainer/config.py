@@ -8,6 +8,7 @@ from typing import Any
 from trainer.checks import require
 from trainer.method_config import (
     FerkdConfig,
+    FkdSslConfig,
     HsakdConfig,
     HsakdTeacherConfig,
     KdepConfig,
@@ -15,30 +16,39 @@ from trainer.method_config import (
     MixConfig,
     ScalekdConfig,
 )
+from trainer.pass_config import OrderConfig, ResolutionConfig
 from trainer.step_config import LoopConfig, OptimConfig, ScheduleConfig
 
-METHODS = ("fkd", "ferkd", "hsakd", "hsakd-online", "hsakd-teacher", "kdep", "meal", "scalekd",
-           "supervised")  # fmt: skip
+METHODS = ("fkd", "ferkd", "fkd-ssl", "hsakd", "hsakd-online", "hsakd-teacher", "kdep", "meal",
+           "scalekd", "supervised")  # fmt: skip
 FOLDER_METHODS = ("hsakd-online", "hsakd-teacher", "supervised")  # learn the folder's own classes
 LABEL_METHODS = ("fkd", "ferkd", "meal", "scalekd")  # learn from top-k labels
-# what methods learn from beside, or alone
-TARGET_KINDS = {"hsakd": "heads", "kdep": "features", "scalekd": "tokens"}
+# what methods learn from beside, or alone (fkd-ssl: what `fkd_ssl.kind` says)
+TARGET_KINDS = {"fkd-ssl": "dense", "hsakd": "heads", "kdep": "features", "scalekd": "tokens"}
+FULL = "full"  # the label type that is read from a dense target
+FULL_METHODS = ("fkd", "ferkd", "meal")  # that can read it
 PRECISIONS = ("fp32", "bf16")
 EPOCH_COUNTINGS = ("passes", "views")
 LABEL_TAILS = ("mean", "even")
 TRACKERS = ("tensorboard", "wandb")  # trainer.trackers
-LABEL_TYPES = ("marginal_smoothing", "marginal_renorm", "smoothing", "hard")
+LABEL_TYPES = ("marginal_smoothing", "marginal_renorm", "smoothing", "hard", FULL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
-    """How stored top-k labels are read (FKD's label types are decodings of one store)."""
+    """How stored labels are read (FKD's label types are decodings of one store).
+
+    tail: `mean`, the image's mean tail, or `even`; None: what the store measured to be nearer
+        (storage.tail_choice), and `even` where no mean tail serves.
+    target: of label_type `full`, which dense logits of a store with several.
+    """
 
     teacher: str | None = None  # None: the store's only one
     label_type: str = "marginal_smoothing"
     top_k: int | None = None  # None: all that are stored
     temperature: float = 1.0  # of the student's softmax
-    tail: str = "mean"  # the image's mean tail where the store has one and no class is cut
+    tail: str | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -46,11 +56,15 @@ class LabelConfig:
             f"--label-type is {self.label_type!r}; expected one of {', '.join(LABEL_TYPES)}",
         )
         require(
-            self.tail in LABEL_TAILS,
+            self.tail is None or self.tail in LABEL_TAILS,
             f"--label-tail is {self.tail!r}; expected one of {', '.join(LABEL_TAILS)}",
         )
         require(
             self.temperature > 0, f"--temperature is {self.temperature}; expected a positive number"
+        )
+        require(
+            self.label_type != FULL or self.top_k is None,
+            f"--label-k is {self.top_k}, and --label-type {FULL} has all classes: leave one out",
         )
 
 
@@ -136,9 +150,12 @@ SECTIONS: dict[str, Any] = {
     "labels": LabelConfig,
     "optim": OptimConfig,
     "schedule": ScheduleConfig,
+    "order": OrderConfig,
+    "resolution": ResolutionConfig,
     "loop": LoopConfig,
     "mix": MixConfig,
     "ferkd": FerkdConfig,
+    "fkd_ssl": FkdSslConfig,
     "meal": MealConfig,
     "kdep": KdepConfig,
     "hsakd": HsakdConfig,
@@ -156,9 +173,12 @@ class TrainConfig:
     labels: LabelConfig | None
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     ferkd: FerkdConfig = field(default_factory=FerkdConfig)
+    fkd_ssl: FkdSslConfig = field(default_factory=FkdSslConfig)
     meal: MealConfig = field(default_factory=MealConfig)
     kdep: KdepConfig = field(default_factory=KdepConfig)
     hsakd: HsakdConfig = field(default_factory=HsakdConfig)
@@ -194,6 +214,11 @@ class TrainConfig:
             f"--method {self.method} learns from a label store: give one with --labels",
         )
         require(
+            self.labels is None or self.labels.label_type != FULL or self.method in FULL_METHODS,
+            f"--label-type {FULL} is for {', '.join(FULL_METHODS)}; --method {self.method} reads "
+            "another target",
+        )
+        require(
             self.mix.kind == "none" or self.labels is not None,
             f"mix.kind {self.mix.kind} mixes stored labels: give a label store with --labels",
         )
@@ -207,6 +232,16 @@ class TrainConfig:
             f"mix.kind is {self.mix.kind}, and tokens of mixed crops aren't stored: leave it none",
         )
         require(
+            self.resolution.start is None or TARGET_KINDS.get(self.method) != "tokens",
+            f"resolution.start is {self.resolution.start}, and --method {self.method} learns from "
+            "tokens of a fixed grid: leave the resolution section out",
+        )
+        require(
+            not self.loop.freeze or self.method == "supervised",
+            f"loop.freeze is for --method supervised; --method {self.method} teaches all of the "
+            "student",
+        )
+        require(
             self.mix.partner == "batch" or self.views_per_image > 1,
             "mix.partner image needs several crops of an image in a batch: give --views-per-image "
             "2 or more",
@@ -215,6 +250,19 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for checkpoints and run folders."""
         return asdict(self)
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's config as an older release wrote it, with the settings that came later.
+
+    Their defaults are what the releases before them did.
+    """
+    known = {
+        name: asdict(config()) | (values.get(name) or {})
+        for name, config in SECTIONS.items()
+        if name != "student" and (name != "labels" or values.get("labels"))
+    }
+    return values | known
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

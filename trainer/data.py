@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +13,19 @@ from torch import Tensor
 
 from storage import LabelStore
 from storage.augment import Augment
-from storage.errors import StoreMismatch, TrainingError, UsageError
+from storage.errors import StoreMismatch, UsageError
 from storage.images import ImageStatus
-from storage.targets.features import VALUE
+from storage.match import explain_strangers
 from storage.targets.record import TargetRecord
-from trainer.batch import Batch, TopKTarget
-from trainer.config import LabelConfig, StudentConfig
-from trainer.distributed import World
-from trainer.labels import as_label_type, decode_topk
+from storage.thresholds import Thresholds, stored_thresholds
+from storage.views import Sampler
+from trainer.config import StudentConfig
 from trainer.mean_tails import MeanTails, read_mean_tails
-from trainer.plan import EpochPlan, share_of_rank
+from trainer.plan import EpochPlan
 from trainer.replay.beton import Beton
 from trainer.targets import StoredTarget, TargetPlane, read_target_plane, stored_target
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,17 @@ class EpochTables:
     draw: npt.NDArray[np.int16] | None = None
     features: TargetPlane | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays together."""
+        arrays = (self.box, self.flip, self.index, self.code, self.tail, self.draw)
+        vectors = 0 if self.features is None else self.features.nbytes
+        return vectors + sum(array.nbytes for array in arrays if array is not None)
+
+    def without_labels(self) -> EpochTables:
+        """The rest, once the labels lie elsewhere."""
+        return replace(self, index=None, code=None, tail=None)
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -61,6 +74,7 @@ class TrainingData:
         tail_table: tail mass of each of 256 tail codes, None without labels.
         mean_tails: mean tails of the images, None where the labels have none.
         augment: what the loader does to every view, by the draws of the tables.
+        adapted: how the labels were adapted (storage.ferkd), None where they are the teacher's.
     """
 
     beton: Beton
@@ -75,6 +89,7 @@ class TrainingData:
     tail_table: npt.NDArray[np.float32] | None = None
     mean_tails: MeanTails | None = None
     augment: Augment | None = None
+    adapted: Thresholds | None = None
     features: StoredTarget | None = None  # the target that the method learns from
     notes: tuple[str, ...] = ()
     # asks a store that lies elsewhere for an epoch's plane ahead of time
@@ -113,11 +128,7 @@ def join_store(
     store_row = match_rows(beton.digests, images.digest)
     matched = store_row >= 0
     if not matched.any():
-        raise StoreMismatch(
-            f"{store.path} was made for other images: none of its {len(images.status)} is among "
-            f"the {beton.num_rows} of the training data (example: {beton.keys[0]}); give the "
-            "labelled images with --data, or label these with `labelgen run`"
-        )
+        raise StoreMismatch(explain_strangers(store, beton))
     usable = matched & labelled[store_row] & (np.asarray(beton.status) == ImageStatus.OK)
     rows = np.flatnonzero(usable)
     if not len(rows):
@@ -136,10 +147,11 @@ def join_store(
         vectors = None
         if features is not None:
             vectors = read_target_plane(store, features.path, plan, store_row)
-        if teacher is None:
-            return EpochTables(spread(plane.box), spread(plane.flip), draw=draw, features=vectors)
-        labels = (plane.box, plane.flip, plane.index, plane.code, plane.tail)
-        return EpochTables(*(spread(a) for a in labels), draw=draw, features=vectors)
+        labels = (plane.index, plane.code, plane.tail) if teacher is not None else (None,) * 3
+        index, code, tail = (None if one is None else spread(one) for one in labels)
+        return EpochTables(
+            spread(plane.box), spread(plane.flip), index, code, tail, draw=draw, features=vectors
+        )
 
     spec = store.spec
     missing = int((~matched).sum())
@@ -164,6 +176,7 @@ def join_store(
         tail_table=None if teacher is None else spec.teachers[teacher].codec.tail_table(),
         mean_tails=None if teacher is None else read_mean_tails(store, teacher, spread),
         augment=spec.augment,
+        adapted=None if teacher is None else stored_thresholds(spec.teachers[teacher].adapted),
         features=None if features is None else stored_target(store, features),
         notes=notes,
         prefetch=lambda plan: store.prefetch(plan.first_view, plan.num_views, teacher),
@@ -172,10 +185,10 @@ def join_store(
 
 def _spread_rows(
     rows: npt.NDArray[np.int64], source_rows: npt.NDArray[np.int64], num_rows: int
-) -> Callable[[npt.NDArray], npt.NDArray]:
+) -> Callable[[Array], Array]:
     """Function that lays store-ordered values out by beton row (rows left out stay zero)."""
 
-    def spread(values: npt.NDArray) -> npt.NDArray:
+    def spread(values: Array) -> Array:
         out = np.zeros((num_rows, *values.shape[1:]), dtype=values.dtype)
         out[rows] = values[source_rows]
         return out
@@ -183,7 +196,7 @@ def _spread_rows(
     return spread
 
 
-def fresh_views(beton: Beton, sampler, seed: int, views_per_image: int) -> TrainingData:
+def fresh_views(beton: Beton, sampler: Sampler, seed: int, views_per_image: int) -> TrainingData:
     """Views drawn anew for every epoch, without a store (supervised training).
 
     Epoch e takes views e*V .. e*V + V - 1 of the sampler; a sampler with finitely many views
@@ -226,19 +239,34 @@ def fresh_views(beton: Beton, sampler, seed: int, views_per_image: int) -> Train
 def normaliser(student: StudentConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
     """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in channels_last order, (x / 255 - mean) / std.
 
-    On a CPU one compiled pass where numba is there, into memory that the next call uses again.
+    Any S. On a CPU one compiled pass where numba is there, into memory that the next call of the
+    same S uses again.
     """
+    by_side: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    def normalise(images: Tensor) -> Tensor:
+        side = images.shape[2]
+        if side not in by_side:
+            by_side[side] = _normaliser_of_side(student, side, device)
+        return by_side[side](images)
+
+    return normalise
+
+
+def _normaliser_of_side(
+    student: StudentConfig, side: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
     if device.type == "cpu":
         try:
             from trainer.replay.normalize import Normalizer
         except ImportError:  # numba comes with FFCV, which can't be built everywhere
             pass
         else:
-            return Normalizer(student.mean, student.std, student.input_size)
-    mean, std = torch.tensor(student.mean), torch.tensor(student.std)
+            return Normalizer(student.mean, student.std, side)
     # one row of pixels at a time: faster than by channels of channels_last
-    scale = (1 / (255 * std)).repeat(student.input_size).to(device)
-    shift = (-mean / std).repeat(student.input_size).to(device)
+    mean, std = torch.tensor(student.mean), torch.tensor(student.std)
+    scale = (1 / (255 * std)).repeat(side).to(device)
+    shift = (-mean / std).repeat(side).to(device)
 
     def normalise(images: Tensor) -> Tensor:
         # blocking: the loader's buffer is used again for a later batch
@@ -246,93 +274,3 @@ def normaliser(student: StudentConfig, device: torch.device) -> Callable[[Tensor
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
     return normalise
-
-
-@dataclass
-class BatchSource:
-    """Turns replayed uint8 crops into the normalised, labelled batches of an epoch."""
-
-    data: TrainingData
-    student: StudentConfig
-    labels: LabelConfig | None
-    device: torch.device
-    failed: set[int] = field(default_factory=set)  # beton rows whose decode failed while training
-
-    def __post_init__(self) -> None:
-        self._normalise = normaliser(self.student, self.device)
-        table = self.data.tail_table
-        self._tail_table = None if table is None else torch.from_numpy(table).to(self.device)
-
-    def epoch(
-        self,
-        loader,
-        epoch: int,
-        plan: EpochPlan,
-        step_images: int,
-        first_step: int = 0,
-        world: World = World(),  # noqa: B008 - frozen
-    ) -> Iterator[Batch]:
-        """This process's batches of one epoch from `first_step` on; images left over at the end
-        are dropped."""
-        tables = self.data.tables(epoch, plan)
-        whole = len(plan.order) // step_images * step_images
-        order = plan.order[first_step * step_images : whole]
-        rows = self.data.rows[share_of_rank(order, step_images, world.rank, world.size)]
-        for replayed in loader.epoch(rows, tables.box, tables.flip, tables.draw):
-            self._check_identity(replayed.rows, replayed.digests)
-            keep = ~np.asarray(replayed.failed)
-            if not keep.all():
-                self.failed.update(int(row) for row in replayed.rows[~keep])
-            if keep.any():
-                yield self._batch(replayed.images, np.asarray(replayed.rows), keep, tables)
-
-    def failure_notes(self) -> tuple[str, ...]:
-        """One line on the images whose decode failed while training, if any did."""
-        names = [self.data.beton.keys[row] for row in sorted(self.failed)]
-        if not names:
-            return ()
-        return (f"{len(names)} images failed to decode while training: {', '.join(names[:5])}",)
-
-    def _check_identity(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
-        """The images that were decoded are the images whose labels are about to be used."""
-        wrong = (self.data.digests[rows] != digests).any(axis=1)
-        if wrong.any():
-            row = int(rows[np.flatnonzero(wrong)[0]])
-            raise TrainingError(
-                f"image {self.data.beton.keys[row]} of the beton is not the one its label was "
-                "made for (content digests differ): pack the images again with `trainer pack`"
-            )
-
-    def _batch(
-        self, images: Tensor, rows: npt.NDArray[np.int64], keep: npt.NDArray, tables: EpochTables
-    ) -> Batch:
-        if not keep.all():
-            images, rows = images[torch.from_numpy(keep)], rows[keep]
-        views = images.shape[1]
-        target = torch.from_numpy(np.repeat(self.data.target[rows], views)).to(self.device)
-        parts = None if tables.features is None else tables.features.batch(rows, self.device)
-        return Batch(
-            self._normalise(images.flatten(0, 1)),
-            target,
-            self._labels(rows, tables),
-            features=None if parts is None else parts.get(VALUE),
-            targets=parts,
-        )
-
-    def _labels(self, rows: npt.NDArray[np.int64], tables: EpochTables) -> TopKTarget | None:
-        if tables.index is None or tables.code is None or tables.tail is None:
-            return None
-        assert self.labels is not None and self.data.code_step is not None
-        k = tables.index.shape[-1]
-        index = torch.from_numpy(tables.index[rows].reshape(-1, k).astype(np.int64))
-        code = torch.from_numpy(tables.code[rows].reshape(-1, k)).to(self.device)
-        tail_code = torch.from_numpy(tables.tail[rows].reshape(-1)).to(self.device)
-        probs, tail = decode_topk(code, tail_code, self.data.code_step, self._tail_table)
-        index, probs, tail = as_label_type(
-            self.labels.label_type, self.labels.top_k, index.to(self.device), probs, tail
-        )
-        means = self.data.mean_tails
-        if means is None or not means.serve(self.labels):
-            return TopKTarget(index, probs, tail)
-        even, listed, extra = means.spread(rows, tables.index.shape[1], index, tail)
-        return TopKTarget(index, probs, even, listed, extra)

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
 
 from storage.classes import map_classes
 from storage.errors import BadImage, StoreMismatch, UsageError
 from storage.images import ImageFolder
-from storage.pixels import INTERPOLATIONS, decode_rgb
+from storage.pixels import INTERPOLATIONS
 from trainer.config import StudentConfig
 from trainer.data import normaliser
 
 CROP_FRACTION = 224 / 256  # shorter side resized to size / fraction, then a centre crop
+AHEAD = 2  # batches decoded in advance
 NATIVE_SIDE = 64  # below this, images of exactly the student's size are taken whole
+# Further scores of a batch: normalised images [B, 3, S, S] and classes [B] to sums over the batch.
+FurtherScores = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Averages over the images that could be decoded.
 
-    top1 and top5 are fractions; loss is the mean cross-entropy in nats; masked counts images
-    that could not be decoded.
+    top1 and top5 are fractions; class_mean is the mean over the classes of each one's own top1;
+    loss is the mean cross-entropy in nats; masked counts images
+    that could not be decoded. further: other averages of a method, by name.
     """
 
     top1: float
@@ -36,26 +43,58 @@ class Evaluation:
     loss: float
     num_images: int
     masked: int
+    class_mean: float
+    further: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers by name, the further ones beside the others."""
+        values = asdict(self)
+        further: dict[str, Any] = values.pop("further")
+        return values | further
 
 
-class EvaluationImages(Dataset):
-    """Images as uint8 [S, S, 3] centre crops with their class; index -1 marks bad images."""
+@dataclass(frozen=True)
+class EvaluationImages:
+    """Centre crops of a folder's images, decoded by threads (Pillow lets go of Python meanwhile).
 
-    def __init__(self, folder: ImageFolder, target: npt.NDArray[np.int64], size: int,
-                 interpolation: str) -> None:  # fmt: skip
-        self.folder, self.target = folder, target
-        self.size, self.interpolation = size, interpolation
+    Attributes:
+        target: int64 [N], the student's class of every image.
+    """
 
-    def __len__(self) -> int:
-        return len(self.folder)
+    folder: ImageFolder
+    target: npt.NDArray[np.int64]
+    size: int
+    interpolation: str
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+    def batches(self, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Crops uint8 [b, S, S, 3] and their classes int64 [b], -1 where an image can't be read;
+        in order."""
+        under_way: deque[tuple[Tensor, list[Future[int]]]] = deque()
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for start in range(0, len(self.folder), batch_size):
+                rows = range(start, min(start + batch_size, len(self.folder)))
+                crops = torch.zeros(len(rows), self.size, self.size, 3, dtype=torch.uint8)
+                pixels = crops.numpy()
+                found = [pool.submit(self._put, row, pixels[row - start]) for row in rows]
+                under_way.append((crops, found))
+                if len(under_way) > AHEAD:
+                    yield _decoded(*under_way.popleft())
+            while under_way:
+                yield _decoded(*under_way.popleft())
+
+    def _put(self, row: int, out: npt.NDArray[np.uint8]) -> int:
+        """Write one crop, uint8 [S, S, 3]; its class, or -1."""
         try:
-            image = decode_rgb(self.folder.path(row).read_bytes())
+            image = self.folder.read(row).rgb()
         except (BadImage, OSError):
-            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
-        pixels = np.array(centre_crop(image, self.size, self.interpolation))
-        return torch.from_numpy(pixels), int(self.target[row])
+            return -1
+        out[...] = np.asarray(centre_crop(image, self.size, self.interpolation))
+        return int(self.target[row])
+
+
+def _decoded(crops: Tensor, found: list[Future[int]]) -> tuple[Tensor, Tensor]:
+    wait(found)
+    return crops, torch.tensor([one.result() for one in found])
 
 
 def centre_crop(
@@ -95,7 +134,7 @@ def student_targets(folder: ImageFolder, student: StudentConfig) -> npt.NDArray[
             f"{student.num_classes}, whose names are not known: their order can't be matched"
         )
     if student.classes is None:
-        return np.array(folder.targets, dtype=np.int64)
+        return np.asarray(folder.targets, dtype=np.int64)
     mapping = map_classes(folder.classes, student.classes)
     if mapping is None:
         unknown = [name for name in folder.classes if name not in set(student.classes)]
@@ -104,7 +143,8 @@ def student_targets(folder: ImageFolder, student: StudentConfig) -> npt.NDArray[
             f"{folder.root}: class {example!r} is none of the student's {student.num_classes} "
             f"(such as {student.classes[0]!r}); the class folders must carry the same names"
         )
-    return np.asarray(mapping, dtype=np.int64)[np.array(folder.targets)]
+    targets: npt.NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[np.array(folder.targets)]
+    return targets
 
 
 @torch.no_grad()
@@ -116,35 +156,44 @@ def evaluate(
     device: torch.device,
     batch_size: int = 128,
     workers: int = 2,
+    further: FurtherScores | None = None,
 ) -> Evaluation:
-    """Evaluate a network on an ImageFolder tree; the network is left in the mode it was in."""
+    """Evaluate a network on class folders, or a beton of them; the network is left in the mode it
+    was in."""
     images = EvaluationImages(
         folder, student_targets(folder, student), student.input_size, student.interpolation
-    )
-    loader = DataLoader(
-        images,
-        batch_size=batch_size,
-        num_workers=workers if len(images) > batch_size else 0,
-        multiprocessing_context="forkserver" if len(images) > batch_size else None,
-        generator=torch.Generator(),  # or it would draw from the run's random state
     )
     normalise = normaliser(student, device)
     was_training = model.training
     model.eval()
     sums, count = torch.zeros(3, dtype=torch.float64), 0
-    for pixels, target in loader:
+    others: dict[str, float] = {}
+    hits, seen_of_class = (torch.zeros(student.num_classes, dtype=torch.int64) for _ in range(2))
+    for pixels, target in images.batches(batch_size, workers):
         keep = target >= 0
         if not keep.any():
             continue
         target = target[keep].to(device)
-        logits = model(normalise(pixels[keep])).float()
+        seen = normalise(pixels[keep])
+        logits = model(seen).float()
         rank = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == target.unsqueeze(-1)
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
         sums += torch.stack([rank[:, 0].sum(), rank.any(-1).sum(), loss]).double().cpu()
+        for name, value in (further(seen, target) if further else {}).items():
+            others[name] = others.get(name, 0.0) + float(value)
+        hits += torch.bincount(target[rank[:, 0]].cpu(), minlength=len(hits))
+        seen_of_class += torch.bincount(target.cpu(), minlength=len(hits))
         count += len(target)
     model.train(was_training)
     if not count:
         raise UsageError(f"none of the {len(folder)} images of {folder.root} can be decoded")
-    top1, top5, loss = (float(value) / count for value in sums)
-    return Evaluation(top1, top5, loss if math.isfinite(loss) else math.nan, count,
-                      len(folder) - count)  # fmt: skip
+    top1, top5, nats = (float(value) / count for value in sums)
+    return Evaluation(top1, top5, nats if math.isfinite(nats) else math.nan, count,
+                      len(folder) - count, _class_mean(hits, seen_of_class),
+                      {name: value / count for name, value in others.items()})  # fmt: skip
+
+
+def _class_mean(hits: Tensor, seen: Tensor) -> float:
+    """Mean over the classes that were seen of the share that was right: [C] counts of images."""
+    there = seen > 0
+    return float((hits[there].double() / seen[there]).mean())

@@ -8,8 +8,19 @@ import numpy as np
 
 from storage.classes import map_classes
 from storage.errors import StoreMismatch, UsageError
-from trainer.config import StudentConfig
+from trainer.config import StudentConfig, TrainConfig
 from trainer.data import TrainingData
+
+
+def without_classes(config: TrainConfig) -> str | None:
+    """How a run that asks for the images' own classes would do without; None: it doesn't ask."""
+    if config.method == "hsakd":
+        return "learn from labels alone with --method fkd"
+    if config.method == "scalekd" and config.scalekd.kd_weight < 1:
+        return "--set scalekd.kd_weight=1"
+    if config.method == "ferkd" and config.ferkd.middle > config.ferkd.low:
+        return f"--set ferkd.middle={config.ferkd.low:g}"
+    return None
 
 
 def with_student_classes(data: TrainingData, student: StudentConfig, way_out: str) -> TrainingData:
@@ -38,7 +49,7 @@ def with_student_classes(data: TrainingData, student: StudentConfig, way_out: st
         unknown = [name for name in known if name not in set(student.classes)] or list(known)
         raise StoreMismatch(
             f"class {unknown[0]!r} of the images is none of the teacher's {student.num_classes} "
-            f"(such as {student.classes[0]!r}): the class folders must carry the same names, or "
-            f"{way_out}"
+            f"(such as {student.classes[0]!r}), nor are {len(unknown) - 1} more of the images' "
+            f"{len(known)}: the class folders must carry the same names, or {way_out}"
         )
     return replace(data, target=np.asarray(mapping, dtype=np.int64)[target])

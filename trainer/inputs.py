@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from storage import LabelStore
+from storage.beton import SUFFIX
 from storage.cli_common import resolve_data
 from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
-from storage.images import ImageFolder, scan_folder
+from storage.images import ImageFolder
 from storage.progress import Progress
 from storage.remote import is_remote, open_any
 from storage.verify import verify
 from trainer.replay.beton import Beton, PackReport, pack
 from trainer.replay.epoch import ReplayLoader
+from trainer.sources import Source, open_source
+from trainer.sources.hugging_face import PREFIX
 
 
 def open_labels(location: str | Path) -> LabelStore:
@@ -65,9 +67,13 @@ def choose_teacher(store: LabelStore, name: str | None) -> str:
 def find_images(data: str | None, store: LabelStore | None) -> Path:
     """Image folder or beton: `--data`, else the store's local hint, else the default folder.
 
+    Parquet files, tars and data sets (`trainer.sources`) are given back as they were given.
+
     Raises:
         UsageError: there is nothing at the place that was given or found.
     """
+    if data is not None and (data.startswith(PREFIX) or "{" in data):
+        return Path(data)
     if data is None and store is not None:
         hint = store.local_data_folder()
         if hint is not None:
@@ -76,15 +82,15 @@ def find_images(data: str | None, store: LabelStore | None) -> Path:
 
 
 def open_images(path: Path, cache: Path, workers: int, overwrite: bool = False) -> Beton:
-    """A beton, or the beton packed from an image folder and kept at `cache`.
+    """A beton, or the beton packed from a source of images and kept at `cache`.
 
-    A cached beton is used again while the folder's names, sizes and times stay the same.
+    A cached beton is used again while the source's names, sizes and times stay the same.
     """
-    if path.is_file():
+    if path.suffix == SUFFIX and not path.is_dir():
         return Beton.open(path)
-    folder = scan_folder(path)
+    source = open_source(str(path))
     stamp_path = cache.with_name(cache.name + ".stamp")
-    stamp = _folder_stamp(folder)
+    stamp = source.stamp()
     if cache.exists() and stamp_path.exists() and not overwrite:
         if json.loads(stamp_path.read_text()).get("folder") == stamp:
             return Beton.open(cache)
@@ -95,24 +101,19 @@ def open_images(path: Path, cache: Path, workers: int, overwrite: bool = False) 
             "it, or move it away"
         )
     stamp_path.unlink(missing_ok=True)
-    pack_with_progress(folder, cache, workers, overwrite=True)
+    pack_with_progress(source, cache, workers, overwrite=True)
     stamp_path.write_text(json.dumps({"folder": stamp}))
     return Beton.open(cache)
 
 
-def pack_with_progress(folder: ImageFolder, out: Path, workers: int, overwrite: bool) -> PackReport:
+def pack_with_progress(
+    images: Source | ImageFolder, out: Path, workers: int, overwrite: bool, **options: Any
+) -> PackReport:
     """`pack`, showing how far it is."""
-    with Progress(len(folder), "images", "packing") as progress:
-        return pack(folder, out, workers=workers, overwrite=overwrite, progress=progress.advance)
-
-
-def _folder_stamp(folder: ImageFolder) -> str:
-    """Hash of every image's name, size and time of change: cheap, and never trusted as identity."""
-    digest = hashlib.sha256(str(folder.root.resolve()).encode())
-    for row, key in enumerate(folder.keys):
-        status = folder.path(row).stat()
-        digest.update(f"{key}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    with Progress(len(images), "images", "packing") as progress:
+        return pack(
+            images, out, workers=workers, overwrite=overwrite, progress=progress.advance, **options
+        )
 
 
 def create_loader(kind: str, beton: Beton, **settings: Any) -> ReplayLoader:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from storage.errors import UsageError
+from trainer.batch import TopKTarget
 
 TAIL_CODES = 254  # storage.codecs: tail mass on an angle scale of 255 codes
 
@@ -59,6 +60,17 @@ def as_label_type(
     if label_type == "marginal_renorm":
         return index, kept / kept.sum(-1, keepdim=True), torch.zeros_like(tail)
     return index, kept, tail + probs[..., k:].sum(-1)
+
+
+def full_labels(logits: Tensor) -> TopKTarget:
+    """Labels of all classes from stored dense logits [B, C]: softmax at temperature 1."""
+    probs, index = torch.sort(logits.float().softmax(-1), dim=-1, descending=True, stable=True)
+    return TopKTarget(index, probs, torch.zeros_like(probs[:, 0]))
+
+
+def within(sure: Tensor, low: float, top: float) -> Tensor:
+    """1 where a label's largest probability [B] lies from low to top, else 0: float32 [B]."""
+    return ((sure >= low) & (sure <= top)).float()
 
 
 def with_mean_tail(

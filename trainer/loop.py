@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import TrainingError
-from trainer.batch import Batch
+from trainer.batch import Counted
 from trainer.learner import total
 from trainer.optim import set_lr
 
@@ -16,7 +16,7 @@ from trainer.optim import set_lr
 def train_steps(
     learner: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
+    batches: Iterable[Counted],
     *,
     lr_of_step: Callable[[int], float],
     first_step: int,
@@ -40,7 +40,8 @@ def train_steps(
         The number of the next step.
     """
     learner.train()
-    step, losses, crops = first_step, [], 0
+    step, crops = first_step, 0
+    losses: list[Tensor] = []
 
     def take_step() -> None:
         nonlocal step, crops
@@ -56,7 +57,7 @@ def train_steps(
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         loss = total(learner(batch)) / accumulate
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         crops += len(batch.target)
         if len(losses) == accumulate:

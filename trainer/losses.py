@@ -14,11 +14,18 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def soft_cross_entropy_topk(logits: Tensor, label: TopKTarget, temperature: float = 1.0) -> Tensor:
-    """Mean over the batch of `soft_cross_entropy_rows`, a scalar in nats.
+    """Mean of `soft_cross_entropy_rows` over the crops that count, a scalar in nats.
 
     No T^2 factor and no entropy term (FKD: Shen & Xing 2022, arXiv:2112.01528).
     """
-    return soft_cross_entropy_rows(logits, label, temperature).mean()
+    return counted_mean(soft_cross_entropy_rows(logits, label, temperature), label.counts)
+
+
+def counted_mean(rows: Tensor, counts: Tensor | None) -> Tensor:
+    """Mean of the rows [B] that count; 0 where none does, the plain mean where `counts` is None."""
+    if counts is None:
+        return rows.mean()
+    return (rows * counts).sum() / counts.sum().clamp(min=1)
 
 
 def soft_cross_entropy_rows(logits: Tensor, label: TopKTarget, temperature: float = 1.0) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 from storage import LabelStore
 from storage.dictionary import DictionaryCodec
 from trainer.config import LabelConfig
+from trainer.label_plane import class_numbers, on_device
 from trainer.labels import with_mean_tail
 
 
@@ -36,26 +38,39 @@ class MeanTails:
         whole = labels.top_k in (None, self.top_k)
         return labels.tail == "mean" and labels.label_type == "marginal_smoothing" and whole
 
+    def on(self, device: torch.device) -> TailTable:
+        """The same where labels are decoded."""
+        index, share = on_device(device, self.index, self.share)
+        return TailTable(index, share, self.weight)
+
+
+@dataclass(frozen=True)
+class TailTable:
+    """Mean tails on the device. index: int16 [R, S], the bits of uint16; share: float32 [R, S]."""
+
+    index: Tensor
+    share: Tensor
+    weight: float
+
     def spread(
-        self, rows: npt.NDArray[np.int64], views: int, index: Tensor, tail: Tensor
+        self, rows: Tensor, views: int, index: Tensor, tail: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Spread the tails of the labels of `rows` [b], `views` each.
+        """Spread the tails of the labels of `rows` int64 [b], `views` each.
 
         Args:
             index: int64 [b * views, k] kept classes; tail: [b * views].
         Returns:
             (mass to spread evenly [b * views], classes int64 [b * views, S], their mass beside).
         """
-        listed = torch.from_numpy(self.index[rows].astype(np.int64)).to(tail.device)
-        share = torch.from_numpy(self.share[rows]).to(tail.device)
-        listed = listed.repeat_interleave(views, dim=0)
-        share = share.repeat_interleave(views, dim=0)
+        rows = rows.to(self.index.device).repeat_interleave(views)
+        listed = class_numbers(self.index[rows].to(tail.device))
+        share = self.share[rows].to(tail.device)
         even, extra = with_mean_tail(index, tail, listed, share, self.weight)
         return even, listed, extra
 
 
 def read_mean_tails(
-    store: LabelStore, teacher: str, spread: Callable[[npt.NDArray], npt.NDArray]
+    store: LabelStore, teacher: str, spread: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 ) -> MeanTails | None:
     """A store's mean tails; None where the teacher's labels have none.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from storage.thresholds import Thresholds
 from trainer.checks import require
 
 HSAKD_TEACHER_MODES = ("joint", "frozen")
-KDEP_ALIGNMENTS = ("svd", "linear")
-KDEP_SCALINGS = ("pts", "none")
+KDEP_ALIGNMENTS = ("svd", "svd-bottom", "svd-middle", "svd-random", "channels-variance",
+                   "channels-mean", "channels-random", "nearest", "linear", "conv1x1")  # fmt: skip
+KDEP_SCALINGS = ("pts", "none", "relu", "variance", "variance-linear", "variance-channels")
+FKD_SSL_KINDS = ("dense", "features")
+FKD_SSL_HEADS = ("mlp", "linear", "none")
 SCALEKD_LOGITS = ("auto", "labels", "mean")
 SCALEKD_TASKS = ("ce", "bce")
 SCALEKD_NORMS = ("batch", "layer")
@@ -49,7 +54,7 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FerkdConfig:
+class FerkdConfig(Thresholds):
     """FerKD's adaptation of labels by s, the largest probability of the stored label.
 
     A crop with s < low or s > top is left out; one with low <= s < middle is asked for its image's
@@ -57,18 +62,35 @@ class FerkdConfig:
     in its repository: the defaults leave nothing out and change nothing.
     """
 
-    low: float = 0.0
-    middle: float = 0.0
-    top: float = 1.0
-    epsilon: float = 0.1
+
+@dataclass(frozen=True, kw_only=True)
+class FkdSslConfig:
+    """FKD-SSL: a self-supervised teacher's embedding as a distribution over its coordinates.
+
+    kind: of the target: `dense`, the teacher's outputs; `features`, its pooled feature.
+    target: which one of a store with several.
+    temperature: of both softmaxes. unit: whether embeddings are scaled to length 1 before; not
+        for outputs that are scores of prototypes already.
+    head: from the student's pooled feature to the embedding: `mlp`, two layers as MoCo v2 has
+        them; `linear`; `none`, for a student as wide as the embedding.
+    """
+
+    kind: str = "dense"
+    target: str | None = None
+    temperature: float = 0.2
+    unit: bool = True
+    head: str = "mlp"
 
     def __post_init__(self) -> None:
+        for name, known in (("kind", FKD_SSL_KINDS), ("head", FKD_SSL_HEADS)):
+            value = getattr(self, name)
+            require(
+                value in known, f"fkd_ssl.{name} is {value!r}; expected one of {', '.join(known)}"
+            )
         require(
-            0 <= self.low <= self.middle <= self.top <= 1,
-            f"ferkd.low, middle and top are {self.low}, {self.middle} and {self.top}; expected "
-            "0 <= low <= middle <= top <= 1",
+            self.temperature > 0,
+            f"fkd_ssl.temperature is {self.temperature}; expected a positive number",
         )
-        require(0 <= self.epsilon < 1, f"ferkd.epsilon is {self.epsilon}; expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +114,10 @@ class KdepConfig:
     target: which features of a store with several.
     loss_weight: 3 (teacher MS-R50) or 20 (SP-R50) as published.
     alignment: `svd`, the first components of the store's projection as they are; `linear`, a
-        learnt map from the student's feature to all of them (the paper's parametric baseline).
-    scaling: `pts`, power temperature scaling with `temperature` T and `power` n; `none`.
+        learnt map from the student's feature to all of them; others of the paper's ablation
+        (trainer.methods.kdep_alignment).
+    scaling: `pts`, power temperature scaling with `temperature` T and `power` n; `none`; `relu`;
+        `variance...`, variance matching.
     """
 
     target: str | None = None
@@ -110,6 +134,11 @@ class KdepConfig:
         for name in ("loss_weight", "temperature", "power"):
             value = getattr(self, name)
             require(value > 0, f"kdep.{name} is {value}; expected a positive number")
+        require(
+            not self.scaling.startswith("variance") or self.alignment.startswith("svd"),
+            f"kdep.scaling {self.scaling} is of components, and kdep.alignment {self.alignment} "
+            "gives none: use an svd alignment",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +150,7 @@ class HsakdConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.temperature > 0,
+            0 < self.temperature < math.inf,
             f"hsakd.temperature is {self.temperature}; expected a positive number",
         )
 

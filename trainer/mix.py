@@ -100,4 +100,4 @@ def _happens(probability: float, chance: torch.Generator) -> bool:
 def _beta(alpha: float, chance: torch.Generator) -> float:
     """One draw of Beta(alpha, alpha)."""
     first, second = torch._standard_gamma(torch.full((2,), alpha), generator=chance).tolist()
-    return first / (first + second)
+    return float(first / (first + second))

@@ -13,9 +13,10 @@ from torch import nn
 
 from storage.errors import StoreMismatch, UsageError
 from trainer import checkpoint, methods, models, optim
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, completed
 from trainer.distributed import World
 from trainer.learner import Learner
+from trainer.models.freezing import freeze_body
 from trainer.models.init import load_weights
 from trainer.recorder import RunState
 from trainer.targets import StoredTarget
@@ -84,7 +85,9 @@ def prepare(
             )
         if left_out and world.is_first:
             print(f"{init}: other classes, {' and '.join(left_out)} start anew", file=sys.stderr)
-    student = student.to(device, memory_format=torch.channels_last)
+    student = student.to(device).to(memory_format=torch.channels_last)
+    if config.loop.freeze:
+        freeze_body(student, config.student.input_size)
     method = methods.create(config, student, features).to(device)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
     decay = config.loop.ema_decay
@@ -96,7 +99,7 @@ def prepare(
     if not path.exists():
         torch.manual_seed(config.seed + world.rank)  # equal networks, other chances in training
         return networks, RunState()
-    saved = checkpoint.load_checkpoint(path, config)
+    saved = checkpoint.load_checkpoint(path, config, completed)
     if len(saved["torch_rng"]) != world.size:
         raise StoreMismatch(
             f"{path} is of a run with {len(saved['torch_rng'])} processes, this one has "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,15 @@ def create(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer:
     Raises:
         UsageError: a timm optimiser that timm doesn't have.
     """
-    groups = parameter_groups(config, *modules)
+    return from_groups(config, parameter_groups(config, *modules))
+
+
+def from_groups(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Optimiser over groups of `parameter_groups`, maybe of several calls.
+
+    Raises:
+        UsageError: a timm optimiser that timm doesn't have.
+    """
     if config.name == "sgd":
         return torch.optim.SGD(
             groups,
@@ -25,31 +35,37 @@ def create(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer:
         )
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
-    import timm.optim
+    from timm.optim import create_optimizer_v2, list_optimizers
 
-    name = config.name.removeprefix("timm:")
-    if name not in timm.optim.list_optimizers():
-        raise UsageError(
-            f"timm has no optimiser {name!r}; it has {', '.join(timm.optim.list_optimizers())}"
-        )
-    return timm.optim.create_optimizer_v2(
+    name, known = config.name.removeprefix("timm:"), [str(one) for one in list_optimizers()]
+    if name not in known:
+        raise UsageError(f"timm has no optimiser {name!r}; it has {', '.join(known)}")
+    return create_optimizer_v2(
         groups, opt=name, lr=config.lr, momentum=config.momentum, weight_decay=0.0
     )
 
 
-def parameter_groups(config: OptimConfig, *modules: nn.Module) -> list[dict]:
-    """Parameters with their weight decay: matrices and kernels, then vectors (biases, norms)."""
+def parameter_groups(
+    config: OptimConfig, *modules: nn.Module, lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameters with their weight decay: matrices and kernels, then vectors (biases, norms).
+
+    Args:
+        lr_factor: times the run's learning rate (`set_lr`).
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     if config.decay_vectors:
-        return [{"params": parameters, "weight_decay": config.weight_decay}]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+        groups = [{"params": parameters, "weight_decay": config.weight_decay}]
+    else:
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    factor = {} if lr_factor == 1.0 else {"lr_factor": lr_factor}
+    return [group | factor for group in groups if group["params"]]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the same learning rate, times its own factor where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,14 +10,16 @@ from torch import Tensor, nn
 
 from storage.images import ImageFolder
 from storage.progress import Progress
+from trainer.batches import BatchSource
 from trainer.config import TrainConfig
-from trainer.data import BatchSource, TrainingData
+from trainer.data import TrainingData
 from trainer.distributed import World
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluate import Evaluation, FurtherScores, evaluate
 from trainer.inputs import create_loader
 from trainer.loop import check_weights, train_steps
 from trainer.metrics import MetricsLog
 from trainer.networks import Networks, save
+from trainer.order import Pages
 from trainer.plan import (
     EpochPlan,
     Pass,
@@ -30,6 +31,8 @@ from trainer.plan import (
 )
 from trainer.recorder import RunState, StepRecorder, stop_on_signal
 from trainer.replay.epoch import ReplayLoader
+from trainer.replay.pages import file_pages
+from trainer.resolution import check_sides
 from trainer.schedule import lr_at
 
 Evaluations = tuple[Evaluation | None, Evaluation | None]  # of the student, of its average
@@ -72,7 +75,8 @@ class Passes:
         self._total_steps = last.first_step + last.steps
         self._learner = world.wrap(networks.learner, device)
         self._loaders: dict[int, ReplayLoader] = {}
-        self.source = BatchSource(data, config.student, config.labels, device)
+        self.source = BatchSource(data, config.student, config.labels, device,
+                                  reads_pages=config.order.kind == "quasi-random")  # fmt: skip
         self.evaluations: Evaluations = (None, None)
         self.recorder: StepRecorder
 
@@ -83,6 +87,8 @@ class Passes:
             TrainingError: a signal, a loss that isn't finite, damaged or foreign data.
         """
         total, state = self._total_steps, self._state
+        check_sides(self._networks.student, {self._side(one) for one in self._passes},
+                    self._config.student)  # fmt: skip
         shown = Progress(
             total, "steps", "training", done=state.step, quiet=not self._world.is_first
         )
@@ -96,7 +102,8 @@ class Passes:
                     self._train_pass(now, after)
                     state.end_pass(now)
                     self.recorder.save()
-                    self.evaluations = self.evaluate()
+                    if after is None or (now.number + 1) % self._config.loop.evaluate_every == 0:
+                        self.evaluations = self.evaluate()
                     self.recorder.check_stop()
 
     def evaluate(self) -> Evaluations:
@@ -105,18 +112,20 @@ class Passes:
         if self._val is not None and self._world.is_first:
             ema = self._networks.ema
             average = self._score(ema.module) if ema is not None else None
-            found = self._score(self._networks.student), average
+            student = self._networks.student
+            further = functools.partial(self._networks.learner.method.scores, student)
+            found = self._score(student, further), average
             for kind, scores in zip(("eval", "eval_ema"), found, strict=True):
                 if scores is not None and self._log is not None:
                     step, epoch = self._state.step, self._state.epoch
-                    self._log.write(kind, step, epoch=epoch, **asdict(scores))
+                    self._log.write(kind, step, epoch=epoch, **scores.to_json())
         first: Evaluations = self._world.gather(found)[0]
         return first
 
-    def _score(self, network: nn.Module) -> Evaluation:
+    def _score(self, network: nn.Module, further: FurtherScores | None = None) -> Evaluation:
         assert self._val is not None
         return evaluate(network, self._val, self._config.student, device=self._device,
-                        workers=self._workers)  # fmt: skip
+                        workers=self._workers, further=further)  # fmt: skip
 
     @property
     def finished(self) -> bool:
@@ -146,13 +155,14 @@ class Passes:
     def _step_images(self, views: int) -> int:
         return images_per_step(self._config.batch_size, views, len(self._data.rows))
 
-    def _loader(self, views: int) -> ReplayLoader:
+    def _loader(self, one: Pass) -> ReplayLoader:
+        views, side = one.views, self._side(one)
         if views not in self._loaders:
             share = pieces(self._step_images(views), self._config.loop.accumulate, self._world.size)
             self._loaders[views] = create_loader(
                 self._loader_kind,
                 self._data.beton,
-                size=self._config.student.input_size,
+                size=side,
                 views=views,
                 interpolation=self._data.interpolation,
                 padding=self._data.padding,
@@ -160,7 +170,11 @@ class Passes:
                 workers=self._workers,
                 augment=self._data.augment,
             )
+        self._loaders[views].resize(side)
         return self._loaders[views]
+
+    def _side(self, one: Pass) -> int:
+        return self._config.resolution.side(one.epoch) or self._config.student.input_size
 
     def _plan(self, one: Pass) -> EpochPlan:
         return plan_epoch(
@@ -169,7 +183,15 @@ class Passes:
             num_images=len(self._data.rows),
             stored_views=self._data.stored_views,
             views_per_image=one.views,
+            pages=self._pages(one),
         )
+
+    def _pages(self, one: Pass) -> Pages | None:
+        order = self._config.order
+        if order.kind == "random":
+            return None
+        page = file_pages(self._data.beton.records["ptr"][self._data.rows])
+        return Pages(page, order.open_pages, self._step_images(one.views), self._world.size)
 
     def _lr(self, now: Pass, step: int) -> float:
         fixed = now.lr_epoch is not None
@@ -187,12 +209,11 @@ class Passes:
         self.recorder.on_step(step, loss, crops)
 
     def _train_pass(self, now: Pass, after: Pass | None) -> None:
-        """One pass; the labels of the one after it are asked for meanwhile."""
-        if after is not None:
-            self._data.prefetch(self._plan(after))
+        """One pass; the labels of the one after it are read meanwhile."""
         batches = self.source.epoch(
-            self._loader(now.views), now.number, self._plan(now), self._step_images(now.views),
+            self._loader(now), now.number, self._plan(now), self._step_images(now.views),
             self._state.step_in_epoch, self._world,
+            None if after is None else (after.number, self._plan(after)),
         )  # fmt: skip
         with self.recorder.timed():
             train_steps(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import UsageError
+from trainer.order import Pages, paged_order
 
 _ORDER_STREAM, _PLANE_STREAM = 0, 1  # keep the two draws of one seed independent
 
@@ -45,6 +46,11 @@ class Pass:
     steps: int
     first_step: int
     lr_epoch: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that a pass is, or begins with, as the run counts them."""
+        return self.number if self.lr_epoch is None else self.lr_epoch
 
 
 def plan_run(
@@ -84,8 +90,36 @@ def num_planes(stored_views: int, views_per_image: int) -> int:
     return stored_views // views_per_image
 
 
+def views_reused(passes: tuple[Pass, ...], seed: int, stored_views: int) -> tuple[int, int]:
+    """(views of an image that a run takes, how many of them are taken again).
+
+    Views are drawn without replacement until all planes are used, so the run takes new ones as
+    long as there are any.
+    """
+    taken = sum(one.views for one in passes)
+    seen: set[int] = set()
+    for one in passes:
+        first = first_view(seed, one.number, stored_views, one.views)
+        seen.update(range(first, first + one.views))
+    return taken, taken - len(seen)
+
+
+def first_view(seed: int, epoch: int, stored_views: int, views_per_image: int) -> int:
+    """First of the views that an epoch takes."""
+    planes = num_planes(stored_views, views_per_image)
+    cycle, position = divmod(epoch, planes)
+    plane = np.random.default_rng([seed, _PLANE_STREAM, cycle]).permutation(planes)[position]
+    return int(plane) * views_per_image
+
+
 def plan_epoch(
-    seed: int, epoch: int, *, num_images: int, stored_views: int, views_per_image: int
+    seed: int,
+    epoch: int,
+    *,
+    num_images: int,
+    stored_views: int,
+    views_per_image: int,
+    pages: Pages | None = None,
 ) -> EpochPlan:
     """Order and views of one epoch.
 
@@ -98,14 +132,13 @@ def plan_epoch(
         num_images: n images that take part.
         stored_views: M.
         views_per_image: V <= M.
+        pages: of the images, for quasi-random order; None: any order alike.
     """
-    planes = num_planes(stored_views, views_per_image)
-    cycle, position = divmod(epoch, planes)
-    plane = np.random.default_rng([seed, _PLANE_STREAM, cycle]).permutation(planes)[position]
-    order = np.random.default_rng([seed, _ORDER_STREAM, epoch]).permutation(num_images)
+    rng = np.random.default_rng([seed, _ORDER_STREAM, epoch])
+    order = rng.permutation(num_images) if pages is None else paged_order(rng, pages)
     return EpochPlan(
         order=order.astype(np.int64),
-        first_view=int(plane) * views_per_image,
+        first_view=first_view(seed, epoch, stored_views, views_per_image),
         num_views=views_per_image,
     )
 
@@ -130,6 +163,11 @@ def pieces(step_images: int, accumulate: int, processes: int = 1) -> int:
     Raises:
         UsageError: a step's images can't be cut into that many equal pieces.
     """
+    if step_images < processes:
+        raise UsageError(
+            f"{processes} processes share steps of {step_images} images: start {step_images} "
+            "processes at most, or give more images or a larger --batch-size"
+        )
     if step_images % (accumulate * processes):
         raise UsageError(
             f"{processes} processes and loop.accumulate {accumulate} make "

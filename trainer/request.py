@@ -13,12 +13,15 @@ import torch
 from storage import LabelStore
 from storage.errors import UsageError
 from storage.format import TeacherRecord
+from storage.images import ImageFolder
 from storage.manifest import read_manifest
+from storage.tail_choice import EVEN, MEAN, choose_tail
 from storage.targets.record import TargetRecord
 from storage.views import RandomResizedCrop
 from trainer import models
 from trainer.config import (
     FOLDER_METHODS,
+    FULL,
     LABEL_METHODS,
     TARGET_KINDS,
     LabelConfig,
@@ -26,10 +29,11 @@ from trainer.config import (
     TrainConfig,
 )
 from trainer.data import TrainingData, fresh_views, join_store
-from trainer.hard_targets import with_student_classes
+from trainer.hard_targets import with_student_classes, without_classes
 from trainer.inputs import choose_teacher
 from trainer.method_config import (
     FerkdConfig,
+    FkdSslConfig,
     HsakdConfig,
     HsakdTeacherConfig,
     KdepConfig,
@@ -38,6 +42,8 @@ from trainer.method_config import (
     ScalekdConfig,
 )
 from trainer.models.init import file_digest
+from trainer.notes import run_notes
+from trainer.pass_config import OrderConfig, ResolutionConfig
 from trainer.plan import num_planes
 from trainer.replay.beton import Beton
 from trainer.settings import checked, read_recipe, section
@@ -81,7 +87,7 @@ class FitRequest:
 
     labels: Path | str | None = None  # folder or address of a label store
     data: str | None = None
-    val: Path | None = None
+    val: Path | ImageFolder | None = None  # a folder, or its images as listed
     out: Path | None = None
     recipe: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -145,19 +151,19 @@ def configure(
     if method not in FOLDER_METHODS and store is None:
         raise UsageError(f"--method {method} learns from a label store: give one with --labels")
     labels = section(chosen, "labels")
-    features = None
-    if store is not None and method in TARGET_KINDS:
-        name = section(chosen, method).get("target")
-        features = choose_target(store, TARGET_KINDS[method], name, method)
+    features = None if store is None else _target(store, method, chosen)
     teacher = _teacher(store, labels.get("teacher"), features)
-    record = store.spec.teachers[teacher] if store is not None else None
+    record = None if store is None or teacher is None else store.spec.teachers[teacher]
     stored_views = features.views if features else store.spec.num_views if store else None
     views = chosen.get("views_per_image") or min(4, stored_views or 4)
     seed = chosen.get("seed", 0)
     sampler = request.sampler or RandomResizedCrop()
     counting = chosen.get("epoch_counting", "passes")
     if store is not None:
-        data = join_store(beton, store, teacher if uses_labels else None, features)
+        topk = uses_labels and labels.get("label_type") != FULL
+        data = join_store(beton, store, teacher if topk else None, features)
+        if topk:
+            labels, data = _with_tail(store, str(teacher), labels, data)
         used_up = num_planes(data.stored_views, views) * (views if counting == "views" else 1)
         epochs = chosen.get("epochs") or used_up
     else:
@@ -165,22 +171,25 @@ def configure(
         epochs = chosen.get("epochs") or 30
     init = chosen.get("student.init")
     batch_size = chosen.get("batch_size") or _default_batch_size(device, views)
+    student = _student(
+        method,
+        section(chosen, "student"),
+        data,
+        None if method in FOLDER_METHODS else record,
+        record,
+    )
     config = TrainConfig(
         method=method,
-        student=_student(
-            method,
-            section(chosen, "student"),
-            data,
-            None if method in FOLDER_METHODS else record,
-            record,
-        ),
+        student=student,
         labels=LabelConfig(**(labels | {"teacher": teacher})) if uses_labels else None,
         optim=_optim(section(chosen, "optim"), batch_size),
-        # 5 of 300 epochs in FKD's and ReLabel's best settings; the same share here
-        schedule=ScheduleConfig(**({"warmup_epochs": epochs / 60} | section(chosen, "schedule"))),
+        schedule=_schedule(section(chosen, "schedule"), epochs),
+        order=OrderConfig(**section(chosen, "order")),
+        resolution=_resolution(section(chosen, "resolution"), student.input_size, epochs),
         loop=LoopConfig(**section(chosen, "loop")),
         mix=MixConfig(**section(chosen, "mix")),
         ferkd=FerkdConfig(**section(chosen, "ferkd")),
+        fkd_ssl=FkdSslConfig(**section(chosen, "fkd_ssl")),
         meal=MealConfig(**section(chosen, "meal")),
         kdep=KdepConfig(**section(chosen, "kdep")),
         hsakd=HsakdConfig(**section(chosen, "hsakd")),
@@ -195,12 +204,36 @@ def configure(
         precision=chosen.get("precision") or ("bf16" if device.type == "cuda" else "fp32"),
         data_identity=_data_identity(store, beton, sampler),
     )
-    if method == "scalekd" and config.scalekd.kd_weight < 1:
-        data = with_student_classes(data, config.student, "--set scalekd.kd_weight=1")
-    if method == "hsakd":
-        way_out = "learn from labels alone with --method fkd"
+    if (way_out := without_classes(config)) is not None:
         data = with_student_classes(data, config.student, way_out)
-    return config, data
+    taught_at = record.input_size if record and method not in FOLDER_METHODS else None
+    return config, replace(data, notes=data.notes + run_notes(config, data, taught_at))
+
+
+def _target(store: LabelStore, method: str, chosen: Mapping[str, Any]) -> TargetRecord | None:
+    """The target that the method learns from, None where it reads top-k labels alone."""
+    kind, part = TARGET_KINDS.get(method), method.replace("-", "_")
+    if method == "fkd-ssl":
+        kind = FkdSslConfig(**section(chosen, part)).kind
+    if kind is None and chosen.get("labels.label_type") == FULL:
+        kind, part = "dense", "labels"
+    if kind is None:
+        return None
+    name = section(chosen, part).get("target")
+    return choose_target(store, kind, name, method, f"{part}.target")
+
+
+def _with_tail(
+    store: LabelStore, teacher: str, labels: dict[str, Any], data: TrainingData
+) -> tuple[dict[str, Any], TrainingData]:
+    """Settings of labels with the tail that is chosen for the store, and a note of why."""
+    if labels.get("tail") is not None:
+        return labels, data
+    means = data.mean_tails
+    if means is None or not means.serve(LabelConfig(**(labels | {"tail": MEAN}))):
+        return labels | {"tail": EVEN}, data
+    choice = choose_tail(store, teacher)
+    return labels | {"tail": choice.tail}, replace(data, notes=(*data.notes, choice.why))
 
 
 def _teacher(
@@ -221,6 +254,18 @@ def _teacher(
 
 def _default_batch_size(device: torch.device, views: int) -> int:
     return (1024 if device.type == "cuda" else 128) // views * views
+
+
+def _schedule(chosen: dict[str, Any], epochs: int) -> ScheduleConfig:
+    """Warm-up for the share of epochs of FKD's and ReLabel's best settings, 5 of 300."""
+    return ScheduleConfig(**({"warmup_epochs": epochs / 60} | chosen))
+
+
+def _resolution(chosen: dict[str, Any], side: int, epochs: int) -> ResolutionConfig:
+    """The section's fields, the rest filled in where a schedule is asked for."""
+    if chosen.get("start") is not None:
+        chosen = {"end": side, "end_epoch": max(epochs - 1, chosen.get("begin_epoch", 0))} | chosen
+    return ResolutionConfig(**chosen)
 
 
 def _optim(chosen: dict[str, Any], batch_size: int) -> OptimConfig:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from storage.allocator import keep_freed_memory
-from storage.images import scan_folder
+from storage.images import ImageFolder, scan_folder
 from storage.remote import is_remote
 from trainer import checkpoint
 from trainer.config import StudentConfig, TrainConfig
@@ -74,7 +75,7 @@ class FitResult:
 
 
 def _plain(scores: Evaluation | None) -> dict[str, Any] | None:
-    return None if scores is None else asdict(scores)
+    return None if scores is None else scores.to_json()
 
 
 def fit(request: FitRequest) -> FitResult:
@@ -95,7 +96,9 @@ def fit(request: FitRequest) -> FitResult:
 def _fit(request: FitRequest, device: torch.device, world: World) -> FitResult:
     store = open_labels(request.labels) if request.labels else None
     images = find_images(request.data, store)
-    val = scan_folder(request.val) if request.val else None
+    val = request.val
+    if val is not None and not isinstance(val, ImageFolder):
+        val = scan_folder(val)
     out = request.out or default_out(request)
     out.mkdir(parents=True, exist_ok=True)
     beton = _beton(images, _beton_place(request, out), request.workers, world)
@@ -110,13 +113,17 @@ def _fit(request: FitRequest, device: torch.device, world: World) -> FitResult:
     networks, state = prepare(config, out, device, init, data.features, world)
     if world.is_first:
         (out / CONFIG_NAME).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+        if state.step == 0:
+            for note in data.notes:
+                print(f"note: {note}", file=sys.stderr)
     log = _open_log(request, config, out, state.step) if world.is_first else None
     passes = Passes(config, data, val, out, networks, state, log, device, world,
                     loader_kind=request.loader, workers=request.workers)  # fmt: skip
     if world.is_first and not passes.finished:
         teacher = config.labels.teacher if config.labels else None
+        target = None if data.features is None else data.features.record
         write_facts(out, {
-            "labels": label_facts(store, teacher, data.features and data.features.record),
+            "labels": label_facts(store, teacher, target),
             "environment": environment_facts(device, world, request.loader, request.workers),
         })  # fmt: skip
     evaluation, ema_evaluation = _run(passes, log)

@@ -14,7 +14,8 @@ def lr_at(
 
     Warm-up: from `warmup_lr` in equal rises to the peak, which the last step of the warm-up has.
     Then `cosine`: half a cosine from the peak to `final_lr` (Loshchilov & Hutter 2017,
-    arXiv:1608.03983, Eq. 5 without restarts); `linear`: a straight line to it; `step`: times gamma
+    arXiv:1608.03983, Eq. 5 without restarts); `linear`: a straight line to it; `poly`: falls as the
+    `power` of what is left (Chen et al. 2018, arXiv:1606.00915, section 4.1.2); `step`: times gamma
     after every `step_epochs` epochs or at the milestones, counted from the run's start;
     `constant`: the peak.
     """
@@ -26,8 +27,13 @@ def lr_at(
     if config.kind == "constant":
         return peak
     done = min(1.0, (step - warmup_steps) / max(1, epoch_steps * epochs - warmup_steps))
-    left = 1.0 - done if config.kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return config.final_lr + (peak - config.final_lr) * left
+    return config.final_lr + (peak - config.final_lr) * _share_left(done, config)
+
+
+def _share_left(done: float, config: ScheduleConfig) -> float:
+    if config.kind == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return float((1.0 - done) ** (config.power if config.kind == "poly" else 1.0))
 
 
 def _steps_down(epoch: float, config: ScheduleConfig) -> int:

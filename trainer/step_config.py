@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trainer.checks import require
 
 OPTIMIZERS = ("sgd", "adamw")  # or timm:NAME
-SCHEDULES = ("cosine", "step", "linear", "constant")
+SCHEDULES = ("cosine", "step", "linear", "poly", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class ScheduleConfig:
     warmup_epochs: epochs until the peak, from `warmup_lr` on.
     step_epochs, gamma: of `step`: times gamma after each of these many epochs, or, where
         `milestones` are given, after each of those epochs.
-    final_lr: where `cosine` and `linear` end.
+    power: of `poly`.
+    final_lr: where `cosine`, `linear` and `poly` end.
     """
 
     kind: str = "cosine"
@@ -52,6 +53,7 @@ class ScheduleConfig:
     step_epochs: float = 30.0
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
+    power: float = 0.9
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class ScheduleConfig:
             f"schedule.step_epochs is {self.step_epochs}; expected a positive number of epochs",
         )
         require(0 < self.gamma <= 1, f"schedule.gamma is {self.gamma}; expected 0 < gamma <= 1")
+        require(self.power > 0, f"schedule.power is {self.power}; expected a positive number")
         require(
             list(self.milestones) == sorted(set(self.milestones)),
             f"schedule.milestones are {list(self.milestones)}; expected rising epochs",
@@ -82,14 +85,26 @@ class LoopConfig:
     clip_norm: largest norm of all gradients together; None clips nothing.
     ema_decay: of a moving average of the student's weights, evaluated beside it; None keeps none.
     compile: torch.compile the student (its first steps are slow).
+    freeze: learn the student's last linear layer alone; all else stays as it is.
+    evaluate_every: passes between evaluations; the last pass is always followed by one.
     """
 
     accumulate: int = 1
     clip_norm: float | None = None
     ema_decay: float | None = None
     compile: bool = False
+    freeze: bool = False
+    evaluate_every: int = 1
 
     def __post_init__(self) -> None:
+        require(
+            self.evaluate_every >= 1,
+            f"loop.evaluate_every is {self.evaluate_every}; expected >= 1",
+        )
+        require(
+            not (self.freeze and self.compile),
+            "loop.freeze and loop.compile don't go together: leave one out",
+        )
         require(self.accumulate >= 1, f"loop.accumulate is {self.accumulate}; expected >= 1")
         require(
             self.clip_norm is None or self.clip_norm > 0,

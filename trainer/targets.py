@@ -57,6 +57,11 @@ class TargetPlane:
     arrays: Mapping[str, Array]
     store_row: npt.NDArray[np.int64]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays together."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     def batch(self, rows: npt.NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
         """float32 [b * V, *shape] by part, of b beton rows, crops of one image together."""
         where = self.store_row[rows]
@@ -91,9 +96,13 @@ def read_target_plane(
     return TargetPlane(record, dict(zip(names, found, strict=True)), store_row)
 
 
-def choose_target(store: LabelStore, kind: str, name: str | None, method: str) -> TargetRecord:
+def choose_target(
+    store: LabelStore, kind: str, name: str | None, method: str, setting: str
+) -> TargetRecord:
     """The store's only target of a kind, or the one asked for.
 
+    Args:
+        setting: what names it, for messages.
     Raises:
         UsageError: there is none (the command that adds it is given), or there are several.
     """
@@ -112,5 +121,5 @@ def choose_target(store: LabelStore, kind: str, name: str | None, method: str) -
     held = ", ".join(path.partition("/")[2] for path in paths)
     raise UsageError(
         f"{store.path} has {kind} {held}{f', not {name}' if name else ''}: choose with --set "
-        f"{method}.target=NAME"
+        f"{setting}=NAME"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +40,10 @@ def open_trackers(
         out: the run's folder. config: nested settings, shown beside the curves.
         resumed_step: the next step to take, 0 for a run that begins.
     """
-    makers = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    makers: dict[str, Callable[..., Tracker]] = {
+        "tensorboard": TensorBoard,
+        "wandb": WeightsAndBiases,
+    }
     return [makers[name](out, config, resumed_step) for name in dict.fromkeys(names)]
 
 

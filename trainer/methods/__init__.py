@@ -11,6 +11,7 @@ from trainer.config import METHODS, TrainConfig
 from trainer.methods.base import Method
 from trainer.methods.ferkd import FerKD
 from trainer.methods.fkd import FKD
+from trainer.methods.fkd_ssl import FkdSsl
 from trainer.methods.hsakd import Hsakd
 from trainer.methods.hsakd_online import HsakdOnline
 from trainer.methods.hsakd_teacher import HsakdTeacher
@@ -48,7 +49,11 @@ def create(config: TrainConfig, student: nn.Module, features: StoredTarget | Non
     if config.method == "kdep":
         assert features is not None
         tap = tap_feature(student, config.student.input_size, config.student.arch)
-        return KDEP(config.kdep, tap, features.record)
+        return KDEP(config.kdep, tap, features.record, features.constant, config.seed)
+    if config.method == "fkd-ssl":
+        assert features is not None
+        tap = tap_feature(student, config.student.input_size, config.student.arch, rectified=True)
+        return FkdSsl(config.fkd_ssl, tap, features)
     assert config.labels is not None  # checked by TrainConfig
     if config.method == "scalekd":
         assert features is not None
@@ -63,5 +68,5 @@ def create(config: TrainConfig, student: nn.Module, features: StoredTarget | Non
     raise UsageError(f"unknown method {config.method!r}; expected one of {', '.join(METHODS)}")
 
 
-__all__ = ["FKD", "KDEP", "FerKD", "Hsakd", "HsakdOnline", "HsakdTeacher", "MealV2", "Method",
-           "ScaleKD", "Supervised", "create"]  # fmt: skip
+__all__ = ["FKD", "KDEP", "FerKD", "FkdSsl", "Hsakd", "HsakdOnline", "HsakdTeacher", "MealV2",
+           "Method", "ScaleKD", "Supervised", "create"]  # fmt: skip

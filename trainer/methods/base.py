@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -23,6 +23,12 @@ class Method(nn.Module, ABC):
 
     def measures(self) -> dict[str, float]:
         """More numbers of the last batch, for a logged line of metrics.jsonl."""
+        return {}
+
+    def scores(
+        self, student: Callable[[Tensor], Tensor], images: Tensor, target: Tensor
+    ) -> Mapping[str, Tensor]:
+        """Further scores of validation images, see trainer.evaluate.FurtherScores."""
         return {}
 
     @abstractmethod

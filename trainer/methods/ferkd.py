@@ -12,7 +12,8 @@ from torch import Tensor
 
 from storage.errors import UsageError
 from trainer.batch import Batch, TopKTarget
-from trainer.losses import smoothed_cross_entropy_rows
+from trainer.labels import within
+from trainer.losses import counted_mean, smoothed_cross_entropy_rows
 from trainer.method_config import FerkdConfig, MixConfig
 from trainer.methods.fkd import FKD
 
@@ -34,7 +35,8 @@ class FerKD(FKD):
     def rows(self, logits: Tensor, label: TopKTarget, target: Tensor) -> Tensor:
         """Loss [B]: with the softened class where a label is unsure, else with the label."""
         soft = super().rows(logits, label, target)
-        hard = label.probs[:, 0] < self._config.middle
+        sure = label.probs[:, 0]
+        hard = (sure >= self._config.low) & (sure < self._config.middle)
         if not bool(hard.any()):
             return soft
         if bool((target[hard] < 0).any()):
@@ -48,6 +50,6 @@ class FerKD(FKD):
     def average(self, rows: Tensor, batch: Batch) -> Tensor:
         """Mean over the crops that count; 0 where none does."""
         assert batch.labels is not None
-        sure = batch.labels.probs[:, 0]
-        counts = ((sure >= self._config.low) & (sure <= self._config.top)).float()
-        return (rows * counts).sum() / counts.sum().clamp(min=1)
+        label = batch.labels
+        counts = within(label.probs[:, 0], self._config.low, self._config.top)
+        return counted_mean(rows, counts if label.counts is None else counts * label.counts)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch, TopKTarget
-from trainer.losses import soft_cross_entropy_rows
+from trainer.losses import counted_mean, soft_cross_entropy_rows
 from trainer.method_config import MixConfig
 from trainer.methods.base import Method
 from trainer.mix import Mixed, mix_images
@@ -76,8 +76,8 @@ class FKD(Method):
         return soft_cross_entropy_rows(logits, label, self.temperature)
 
     def average(self, rows: Tensor, batch: Batch) -> Tensor:
-        """One loss of a batch's rows: the mean."""
-        return rows.mean()
+        """One loss of a batch's rows: the mean of those that count."""
+        return counted_mean(rows, _labels(batch).counts)
 
 
 def _labels(batch: Batch) -> TopKTarget:

@@ -8,6 +8,7 @@ left behind with the method: the student is the plain network.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,6 +24,7 @@ from trainer.methods.base import Method
 from trainer.models.branches import (
     CLASS_HEAD,
     ROTATIONS,
+    BranchedNetwork,
     Branches,
     StageTaps,
     branch_name,
@@ -75,6 +77,16 @@ class RotatedMethod(Method):
         joint = joint_classes(target)
         branches = (name for name in logits if name != CLASS_HEAD)
         return found | {f"joint_top1/{name}": _top1(logits[name], joint) for name in branches}
+
+    def scores(
+        self, student: Callable[[Tensor], Tensor], images: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        """`joint_top1/branchN` of validation images; branches and student in eval mode."""
+        was_training = self.training
+        self.eval()
+        found = joint_scores(self._taps, self.joint_logits, student, images, target)
+        self.train(was_training)
+        return found
 
 
 class Hsakd(RotatedMethod):
@@ -149,6 +161,38 @@ def joint_classes(target: Tensor) -> Tensor:
     """Joint class of every row: int64 [B] to [4 B], 4 y + r at row 4 n + r."""
     turns = torch.arange(ROTATIONS, device=target.device)
     return (ROTATIONS * target[:, None] + turns).flatten()
+
+
+@torch.no_grad()
+def joint_scores(
+    taps: StageTaps,
+    branches: Callable[[Sequence[Tensor]], Mapping[str, Tensor]],
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    target: Tensor,
+) -> dict[str, Tensor]:
+    """For each branch the sum over B images of the share of rotations whose joint class is right.
+
+    Args:
+        branches: outputs of the stages to [4 B, 4 C] by name. images: [B, 3, S, S].
+        target: int64 [B].
+    """
+    with taps.listening() as heard:
+        network(turned_rows(images))
+    joint = joint_classes(target)
+    return {
+        f"joint_top1/{name}": (rows.argmax(dim=-1) == joint).sum() / ROTATIONS
+        for name, rows in branches(heard.stages).items()
+    }
+
+
+def branch_scores(
+    network: nn.Module,
+) -> Callable[[Tensor, Tensor], dict[str, Tensor]] | None:
+    """`joint_scores` of a network that has its branches with it; None for others."""
+    if not isinstance(network, BranchedNetwork):
+        return None
+    return functools.partial(joint_scores, network.taps, network.branches, network)
 
 
 def _check_heads(settings: HeadSettings, path: str, name: str, branches: int, classes: int) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from storage.errors import StoreMismatch, UsageError
 from storage.targets.record import TargetRecord
 from storage.targets.tokens import TAIL_FILE, TokenSettings, token_settings
-from trainer.config import TrainConfig
+from trainer.config import StudentConfig, TrainConfig
 from trainer.method_config import ScalekdConfig
 from trainer.methods.scalekd import ScaleKD
-from trainer.models.stage_taps import tap_stages
+from trainer.models.stage_taps import StageTaps, tap_stages
 from trainer.models.tails import Tail, load_head, load_tail
 from trainer.targets import StoredTarget
 
@@ -20,8 +20,9 @@ def create_scalekd(config: TrainConfig, student: nn.Module, stored: StoredTarget
     """The method of a run, on the student's device.
 
     Raises:
-        UsageError: no tail, a student without known stages, or settings that this store can't
-            serve. StoreMismatch: a tail of another teacher, or for another grid of tokens.
+        UsageError: no tail, a student without known stages or with a stage of a single place, or
+            settings that this store can't serve. StoreMismatch: a tail of another teacher, or for
+            another grid of tokens.
     """
     assert config.labels is not None  # checked by TrainConfig
     settings, device = token_settings(stored.record), next(student.parameters()).device
@@ -29,9 +30,11 @@ def create_scalekd(config: TrainConfig, student: nn.Module, stored: StoredTarget
     temperature = config.labels.temperature
     head = _head(config.scalekd, stored, settings, temperature)
     _check_heads(config.scalekd, tail)
+    taps = tap_stages(student, config.student.input_size, config.student.arch)
+    _check_stages(taps, tail, config.student)
     return ScaleKD(
         config.scalekd,
-        tap_stages(student, config.student.input_size, config.student.arch),
+        taps,
         tail.to(device),
         _basis(stored),
         None if head is None else head.to(device),
@@ -117,6 +120,18 @@ def _without_offset(head: nn.Linear, offset: int) -> nn.Linear:
     if head.bias is not None:
         head.bias = nn.Parameter(head.bias[offset:], requires_grad=False)
     return head
+
+
+def _check_stages(taps: StageTaps, tail: Tail, student: StudentConfig) -> None:
+    """All queries of one place get the same answer, so that no grid of tokens comes of it."""
+    for name, stage in (("third", taps.stage3), ("fourth", taps.stage4)):
+        if stage.grid == (1, 1):
+            raise UsageError(
+                f"student {student.arch}'s {name} stage is a single place at "
+                f"{student.input_size} pixels, and the store has "
+                f"{_shape(tail.settings.grid, tail.settings.width)}: give larger crops with "
+                "--size, or take another student"
+            )
 
 
 def _check_heads(config: ScalekdConfig, tail: Tail) -> None:

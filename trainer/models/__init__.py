@@ -31,6 +31,7 @@ CIFAR_RESNETS = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "res
 CIFAR_FAMILIES = ("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8",
                   "vgg13", "cifar_resnet50", "cifar_mobilenetv2", "shufflenetv1",
                   "shufflenetv2")  # fmt: skip
+EMBEDDERS = ("mlp-", "headless-")  # before a network's name: with another head, or none
 BRANCHED = "hsakd-"  # before a network's name: that network with HSAKD's branches
 
 
@@ -53,12 +54,20 @@ def branched_name(name: str) -> str:
     return name if name.startswith(BRANCHED) else BRANCHED + name.replace(":", "-", 1)
 
 
+def plain_name(name: str) -> str:
+    """Inverse of `branched_name`: the network without its branches."""
+    plain = name.removeprefix(BRANCHED)
+    library, _, rest = plain.partition("-")
+    return f"{library}:{rest}" if library in ("tv", "timm") else plain
+
+
 def create(name: str, num_classes: int) -> nn.Module:
     """An untrained network with a `num_classes`-way head, initialised from torch's generator.
 
     Args:
         name: alias, `tv:NAME`, `timm:NAME`, a CIFAR network (`resnet20`, 32-pixel images), or
-            `hsakd-` and one of these (`hsakd-tv-resnet18`): with branches.
+            `hsakd-` and one of these (`hsakd-tv-resnet18`): with branches; `mlp-` or `headless-`:
+            with a projection head, or without any (trainer.models.embedders).
         num_classes: width of the head, at least 1.
     Raises:
         UsageError: unknown name (the nearest ones are given).
@@ -76,6 +85,10 @@ def create(name: str, num_classes: int) -> nn.Module:
         from trainer.models.cifar_families import create_cifar
 
         return create_cifar(name, num_classes)
+    if name.startswith(EMBEDDERS):
+        from trainer.models.embedders import create_embedder
+
+        return create_embedder(name, num_classes, create)
     if name.startswith(BRANCHED):
         return _create_branched(name.removeprefix(BRANCHED), num_classes)
     raise unknown_name("network", name, names(), "or tv:NAME, timm:NAME")
@@ -84,7 +97,7 @@ def create(name: str, num_classes: int) -> nn.Module:
 def _create_branched(name: str, num_classes: int) -> nn.Module:
     from trainer.models.branches import BranchedNetwork
 
-    plain = name.replace("tv-", "tv:", 1) if name.startswith("tv-") else name
+    plain = plain_name(name)
     return BranchedNetwork(create(plain, num_classes), num_classes, plain)
 
 

@@ -164,9 +164,13 @@ class FeatureTap:
             self._listener.found = None
 
 
-def tap_feature(model: nn.Module, input_size: int, name: str) -> FeatureTap:
+def tap_feature(
+    model: nn.Module, input_size: int, name: str, rectified: bool = False
+) -> FeatureTap:
     """A tap on a network's pooled feature.
 
+    Args:
+        rectified: as its head reads it, after the last ReLU.
     Raises:
         UsageError: no linear layer gives the network's logits.
     """
@@ -179,6 +183,10 @@ def tap_feature(model: nn.Module, input_size: int, name: str) -> FeatureTap:
             f"student {name} has no pooled feature: none of its linear layers gives its logits; "
             "take a student that ends in a linear layer"
         )
-    source = find_feature(model, head, batch)
+    if rectified:
+        tap = Tap(FEATURE, head.name, INPUT, pool)
+        source = FeatureSource(tap, head.inputs.shape[1], f"input of {head.name}", False)
+    else:
+        source = find_feature(model, head, batch)
     model.train(was_training)
     return FeatureTap(model, source)

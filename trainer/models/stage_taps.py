@@ -91,7 +91,8 @@ def tap_stages(model: nn.Module, input_size: int, name: str) -> StageTaps:
     """Taps on a network's last two stages.
 
     Raises:
-        UsageError: a network of no known family, or a stage that isn't a square grid.
+        UsageError: a network of no known family, a stage that isn't a square grid, or crops that
+            the network can't take.
     """
     places = find_stages(bare(model))
     if places is None:
@@ -99,7 +100,15 @@ def tap_stages(model: nn.Module, input_size: int, name: str) -> StageTaps:
             f"student {name} has no stages that this release knows (it knows {FAMILIES}): take one "
             "of these"
         )
-    return StageTaps(model, places, _shapes(model, places, input_size))
+    try:
+        shapes = _shapes(model, places, input_size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise UsageError(
+            f"student {name} can't take crops of {input_size} pixels a side ({reason[0]}): give "
+            "its own with --size, or take another student"
+        ) from error
+    return StageTaps(model, places, shapes)
 
 
 def find_stages(model: nn.Module) -> StagePlaces | None:
