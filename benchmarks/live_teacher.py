@@ -185,7 +185,8 @@ def table(out: Path) -> None:
 
 def compared(out: Path) -> dict[str, Any]:
     """Scores and times of a folder's runs by arm, and when its store has paid for itself."""
-    lines = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    lines = [line for line in found if "arm" in line]
     labelling = next(line for line in lines if line["arm"] == "labelling")
     report: dict[str, Any] = {"labelling": labelling}
     for arm in ARMS:

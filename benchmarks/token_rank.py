@@ -1,12 +1,14 @@
 """How much of ScaleKD's gradient a rank-r int8 store of tokens keeps, on photos.
 
     python benchmarks/token_rank.py --data PHOTOS --weights mobilenet_v2.safetensors
+    python benchmarks/token_rank.py --data PHOTOS --teacher vit/student.safetensors
 
-Tokens are a network's last map over crops of the photos (`--swin`: a Swin-T's with seeded weights
-instead). Bases are fitted as `labelgen` fits them, on the crops of one half of each class's photos,
-and everything is measured on the other half. The first lines have one basis for the whole set, the
-`class` lines one for every class, the `image` lines one for each crop itself (a bound: no store has
-that). Encoding and decoding are the store's own: mean float16, remainder int8.
+Tokens are a network's last ones over crops of the photos: those of torchvision's MobileNetV2 with
+`--weights`, of a network that `trainer fit` trained with `--teacher`, of a Swin-T with seeded
+weights with `--swin`. Bases are fitted as `labelgen` fits them, on the crops of one half of each
+class's photos, and everything is measured on the other half. The first lines have one basis for the
+whole set, the `class` lines one for every class, the `image` lines one for each crop itself (a
+bound: no store has that). Encoding and decoding are the store's own: mean float16, remainder int8.
 
 For each rank: bytes a view before compression; energy kept of the remainder; 1 - cosine of the
 tokens as they are and less their mean; cosine between the gradients of the loss with respect to the
@@ -19,6 +21,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -27,15 +30,27 @@ import torch
 from torch import Tensor, nn
 
 from labelgen.basis import Moments, fit_basis
+from labelgen.extract.tokens import geometry, known_place
 from storage.targets.tokens import MEAN, REMAINDER, split_tokens, token_record
 from storage.targets.vectors import decode_vectors, encode_vectors
+from trainer.checkpoint import load_student
 from trainer.methods.scalekd_modules import centred, token_distance
+from trainer.models.tails import to_tokens
 
-SIZE, MEANS, STDS = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS = {"spat": 3.92, "alt": 2.94}
 
 
-def photo_crops(data: Path, images: int, views: int) -> tuple[Tensor, list[str]]:
+@dataclass(frozen=True)
+class Network:
+    """What makes tokens [n, T, D] of normalised crops [n, 3, size, size]."""
+
+    tokens: Callable[[Tensor], Tensor]
+    size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+def photo_crops(data: Path, images: int, views: int, network: Network) -> tuple[Tensor, list[str]]:
     """Normalised crops [n, 3, S, S] and the class of each, evenly spaced photos of the folder."""
     import hashlib
 
@@ -51,34 +66,56 @@ def photo_crops(data: Path, images: int, views: int) -> tuple[Tensor, list[str]]
             0, hashlib.sha256(encoded).digest(), image.height, image.width, 0, views
         )
         for box, flip in zip(drawn.box, drawn.flip, strict=True):
-            crops.append(cut_view(image, box, bool(flip), SIZE, "bilinear"))
+            crops.append(cut_view(image, box, bool(flip), network.size, "bilinear"))
             classes.append(folder.keys[int(row)].split("/")[0])
     pixels = torch.from_numpy(np.stack(crops)).float().permute(0, 3, 1, 2) / 255
-    return (pixels - torch.tensor(MEANS).view(3, 1, 1)) / torch.tensor(STDS).view(3, 1, 1), classes
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.mean, network.std))
+    return (pixels - mean) / std, classes
 
 
-def network(weights: Path | None) -> Callable[[Tensor], Tensor]:
-    """From crops to tokens [n, T, D]: MobileNetV2's last map, or a seeded Swin-T's."""
-    if weights is not None:
-        from safetensors.torch import load_file
-        from torchvision.models import mobilenet_v2
+def mobilenet(weights: Path) -> Network:
+    """torchvision's MobileNetV2: its last map."""
+    from safetensors.torch import load_file
+    from torchvision.models import mobilenet_v2
 
-        model = mobilenet_v2()
-        model.load_state_dict(load_file(weights))
-        features: nn.Module = model.eval().features
-        return lambda crops: features(crops).flatten(2).transpose(1, 2)
+    model = mobilenet_v2()
+    model.load_state_dict(load_file(weights))
+    features: nn.Module = model.eval().features
+    return Network(lambda crops: features(crops).flatten(2).transpose(1, 2))
+
+
+def seeded_swin() -> Network:
+    """A Swin in shape only."""
     import timm
 
     torch.manual_seed(0)
     swin = timm.create_model("swin_tiny_patch4_window7_224").eval()
-    return lambda crops: swin.forward_features(crops).flatten(1, 2)
+    return Network(lambda crops: swin.forward_features(crops).flatten(1, 2))
+
+
+def trained(checkpoint: Path) -> Network:
+    """A network of `trainer fit`, with the tokens that labelgen takes of it."""
+    model, config = load_student(checkpoint)
+    model.eval()
+    place = known_place(model)
+    if place is None:
+        raise click.UsageError(f"{checkpoint} is {config.arch}, whose last tokens aren't known")
+    found: list[Tensor] = []
+    module = model.get_submodule(place.module)
+    module.register_forward_hook(lambda module, args, output: found.append(output))
+
+    def tokens(crops: Tensor) -> Tensor:
+        model(crops)
+        value = found.pop()
+        return to_tokens(value, place.layout, geometry(place, value.shape)[0])
+
+    return Network(tokens, config.input_size, config.mean, config.std)
 
 
 @torch.inference_mode()
-def tokens_of(crops: Tensor, weights: Path | None) -> np.ndarray:
+def tokens_of(crops: Tensor, network: Network) -> np.ndarray:
     """float32 [n, T, D]."""
-    run = network(weights)
-    return torch.cat([run(part) for part in crops.split(16)]).numpy()
+    return torch.cat([network.tokens(part) for part in crops.split(16)]).numpy()
 
 
 def remainders(tokens: np.ndarray) -> Tensor:
@@ -153,7 +190,7 @@ def table(tokens: np.ndarray, classes: list[str], half: np.ndarray, ranks: list[
     everything = [np.arange(len(seen))]
     names = sorted(set(classes))
     by_class = [np.flatnonzero(kind[held] == name) for name in names]
-    wide = max(r for r in ranks if r < width)
+    wide = max((r for r in ranks if r < width), default=1)
     whole = fitted(tokens[half], wide)
     each = [fitted(tokens[half & (kind == name)], wide) for name in names]
     for rank in (r for r in ranks if r < width):
@@ -168,6 +205,9 @@ def table(tokens: np.ndarray, classes: list[str], half: np.ndarray, ranks: list[
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), help="MobileNetV2's.")
+@click.option(
+    "--teacher", type=click.Path(path_type=Path, exists=True), help="student.safetensors."
+)
 @click.option("--swin", is_flag=True, help="A Swin-T with seeded weights instead.")
 @click.option("--images", default=200, show_default=True)
 @click.option("--views", default=2, show_default=True)
@@ -175,14 +215,18 @@ def table(tokens: np.ndarray, classes: list[str], half: np.ndarray, ranks: list[
 @click.option("--noise", default=1.0, show_default=True, help="Of the student, in lengths.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    data: Path, weights: Path | None, swin: bool, images: int, views: int, ranks: str,
-    noise: float, as_json: bool,
+    data: Path, weights: Path | None, teacher: Path | None, swin: bool, images: int, views: int,
+    ranks: str, noise: float, as_json: bool,
 ) -> None:  # fmt: skip
     """See the module's text."""
-    if (weights is None) != swin:
-        sys.exit("give --weights or --swin")
-    crops, classes = photo_crops(data, images, views)
-    tokens = tokens_of(crops, weights)
+    if [weights is not None, teacher is not None, swin].count(True) != 1:
+        sys.exit("give one of --weights, --teacher and --swin")
+    if weights is not None:
+        network = mobilenet(weights)
+    else:
+        network = seeded_swin() if teacher is None else trained(teacher)
+    crops, classes = photo_crops(data, images, views, network)
+    tokens = tokens_of(crops, network)
     half = np.arange(len(tokens)) // views % 2 == 0
     lines = table(tokens, classes, half, [int(r) for r in ranks.split(",")], noise)
     if as_json:

@@ -41,6 +41,8 @@ def test_a_batch_that_processes_cannot_share_is_refused():
     assert pieces(12, 2, 3) == 2
     with pytest.raises(UsageError, match="has 12 images"):
         pieces(12, 1, 5)
+    with pytest.raises(UsageError, match=r"5 processes share steps of 3 images: start 3 processes"):
+        pieces(3, 1, 5)
 
 
 def _network():

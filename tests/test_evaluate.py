@@ -11,6 +11,7 @@ from storage.errors import StoreMismatch, UsageError
 from storage.images import scan_folder
 from trainer.config import StudentConfig
 from trainer.evaluate import centre_crop, evaluate
+from trainer.replay.beton import pack
 
 
 def student(classes=("class0", "class1", "class2"), num_classes=3, size=24):
@@ -77,6 +78,26 @@ def test_unreadable_images_are_counted_and_left_out(tmp_path):
     )
     assert (result.num_images, result.masked) == (5, 1)
     assert result.top1 == pytest.approx(1 / 5)
+
+
+class MeanColour(nn.Module):
+    """Answers with the mean of each channel: every image its own."""
+
+    def forward(self, x):
+        return 9 * x.mean((2, 3))
+
+
+def test_a_beton_is_scored_as_its_folder_whatever_the_batches_and_threads(tmp_path):
+    root = write_folder(tmp_path / "val", classes=3, per_class=5)
+    (root / "class0" / "image0.jpg").write_bytes(b"not a picture")
+    make_image(5, 40, 50).save(root / "class1" / "kept.png")
+    folder, beton = scan_folder(root), tmp_path / "val.beton"
+    pack(folder, beton)
+    common = {"student": student(), "device": torch.device("cpu")}
+    whole = evaluate(MeanColour(), folder, batch_size=64, workers=1, **common)
+    parts = evaluate(MeanColour(), scan_folder(beton), batch_size=2, workers=3, **common)
+    assert (parts.top1, parts.num_images, parts.masked) == (whole.top1, 15, 1)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
 
 
 def test_the_network_is_left_in_its_mode(tmp_path):

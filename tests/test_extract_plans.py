@@ -22,6 +22,7 @@ from labelgen.target_options import (
     FULL_RANK,
     SPACES,
     TargetOptions,
+    default_token_rank,
     options_from_cli,
     target_options,
 )
@@ -351,19 +352,26 @@ def test_the_command_line_says_all_that_the_dataclass_can() -> None:
         "--features", "f", "--feature-views", "3", "--feature-rank", "5", "--feature-space", "y",
         "--power-temperature", "0.2", "--power", "2", "--heads", "--head-views", "2",
         "--rotations", "1", "--head-encoding", "dense-int8", "--tokens", "--token-views", "1",
-        "--token-rank", "full", "--no-tail", "--dense", "--dense-views", "4",
-        "--dense-encoding", "fp16", "--basis-images", "7",
+        "--token-rank", "full", "--token-encoding", "fp32", "--no-tail", "--dense",
+        "--dense-views", "4", "--dense-encoding", "fp16", "--basis-images", "7",
     )  # fmt: skip
     assert options == TargetOptions(
         features="f", feature_views=3, feature_rank=5, feature_space="y", power_temperature=0.2,
         power=2.0, heads="", head_views=2, rotations=1, head_encoding="dense-int8", tokens="",
-        token_views=1, token_rank=FULL_RANK, tail=False, dense="", dense_views=4,
-        dense_encoding="fp16", basis_images=7,
+        token_views=1, token_rank=FULL_RANK, token_encoding="fp32", tail=False, dense="",
+        dense_views=4, dense_encoding="fp16", basis_images=7,
     )  # fmt: skip
     assert options is not None and options.wanted == ("features", "heads", "tokens", "dense")
     for bad in (["--rotations", "2"], ["--token-rank", "0"], ["--feature-rank", "none"]):
         with pytest.raises(click.BadParameter):
             parsed(*bad)
+
+
+@pytest.mark.parametrize(
+    ("width", "rank"), [(64, 64), (256, 256), (384, 256), (768, 256), (1024, 342), (1536, 512)]
+)
+def test_a_third_of_a_token_is_kept_but_not_less_than_256(width: int, rank: int) -> None:
+    assert default_token_rank(width) == rank
 
 
 def test_the_options_know_what_storage_knows() -> None:

@@ -62,9 +62,14 @@ def test_a_student_learns_from_the_store_alone(world, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
-def test_ffcv_and_the_plain_loader_train_the_same_student_to_the_bit(world, tmp_path):
-    plain = fit(request(tmp_path / "plain", labels=world / "store.zarr"))
-    ffcv = fit(request(tmp_path / "ffcv", labels=world / "store.zarr", loader="ffcv", workers=2))
+def test_ffcv_and_the_plain_loader_train_the_same_student_to_the_bit(world, tmp_path, monkeypatch):
+    """In quasi-random order over many pages, and with crops of two sizes."""
+    monkeypatch.setattr("trainer.replay.pages.PAGE_BYTES", 4096)
+    common = {"labels": world / "store.zarr", "settings": {
+        "order.kind": "quasi-random", "order.memory_mib": 8, "resolution.start": 16,
+        "resolution.step": 8}}  # fmt: skip
+    plain = fit(request(tmp_path / "plain", **common))
+    ffcv = fit(request(tmp_path / "ffcv", loader="ffcv", workers=2, **common))
     assert_equal_weights(plain, ffcv)
 
 
@@ -245,8 +250,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(w
 
 def test_a_beton_changed_behind_the_labels_is_noticed(world, tmp_path):
     """The loader reports digests of what it decoded; a row that is not the label's is an error."""
+    from trainer.batches import BatchSource
     from trainer.config import LabelConfig, StudentConfig
-    from trainer.data import BatchSource, join_store
+    from trainer.data import join_store
     from trainer.plan import plan_epoch
     from trainer.replay.beton import Beton
     from trainer.replay.torch_loader import TorchReplayLoader

@@ -1,6 +1,10 @@
 """`trainer fit` with a moving average, accumulation, mixing, given weights, other methods."""
 
+import dataclasses
+import functools
+import html
 import math
+import threading
 
 import pytest
 import torch
@@ -8,10 +12,13 @@ from conftest import write_folder
 from safetensors.torch import load_file
 from training import CLASSES, make_store, request, stopped_after
 
-from storage.errors import StoreMismatch, TrainingError
+from storage.errors import CorruptStore, StoreMismatch, TrainingError, UsageError
 from trainer import evaluate as evaluation
 from trainer import fit
+from trainer.config import LabelConfig, StudentConfig, TrainConfig
+from trainer.learner import Learner
 from trainer.metrics import read_metrics
+from trainer.pass_config import ResolutionConfig
 
 STUDENT, AVERAGE = "student.safetensors", "student_ema.safetensors"
 
@@ -65,6 +72,96 @@ def test_every_option_together_resumes_to_the_bit(world, tmp_path, monkeypatch, 
     fit(request(tmp_path / "parts", **common))
     for name in (STUDENT, AVERAGE):
         assert_equal(tensors(tmp_path / "whole", name), tensors(tmp_path / "parts", name))
+
+
+PASSES = {"order.kind": "quasi-random", "order.memory_mib": 8, "resolution.start": 16,
+          "resolution.step": 4}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "changes"),
+    [
+        (2, {"epochs": 3, "settings": PASSES}),
+        (7, {"epochs": 3, "settings": PASSES}),
+        (5, {"method": "ferkd", "optimizer": "adamw", "epochs": 8,
+             "settings": {"epoch_counting": "views", "mix.kind": "cutmix", "mix.partner": "image",
+                          "ferkd.top": 0.9}}),
+        (4, {"labels": None, "epochs": 2, "precision": "bf16"}),
+    ],
+)  # fmt: skip
+def test_a_run_of_any_kind_resumes_to_the_bit(world, tmp_path, monkeypatch, stop_after, changes):
+    monkeypatch.setattr("trainer.replay.pages.PAGE_BYTES", 4096)
+    common = {"labels": world / "store.zarr", "data": str(world / "images")} | changes
+    fit(request(tmp_path / "whole", **common))
+    with stopped_after(stop_after, monkeypatch):
+        fit(request(tmp_path / "parts", **common))
+    fit(request(tmp_path / "parts", **common))
+    assert_equal(tensors(tmp_path / "whole", STUDENT), tensors(tmp_path / "parts", STUDENT))
+
+
+def test_a_compiled_student_follows_the_sizes_to_the_same_bits(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.replay.pages.PAGE_BYTES", 4096)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    seen, plain = [], Learner.forward
+
+    def noted(self, batch):
+        seen.append(batch.images.shape[-1])
+        return plain(self, batch)
+
+    monkeypatch.setattr(Learner, "forward", noted)
+    common = {"labels": world / "store.zarr", "epochs": 3}
+    fit(request(tmp_path / "plain", settings=PASSES, **common))
+    assert seen == [16] * 6 + [20] * 6 + [24] * 6
+    fit(request(tmp_path / "compiled", settings=PASSES | {"loop.compile": True}, **common))
+    assert_equal(tensors(tmp_path / "plain", STUDENT), tensors(tmp_path / "compiled", STUDENT))
+
+
+def test_sizes_that_tokens_cannot_follow_are_refused(world, tmp_path):
+    with pytest.raises(UsageError, match=r"scalekd learns from tokens of a fixed grid"):
+        TrainConfig(
+            method="scalekd", labels=LabelConfig(), epochs=2, batch_size=4, views_per_image=1,
+            data_identity="", resolution=ResolutionConfig(start=160, end=224, end_epoch=1),
+            student=StudentConfig(arch="r18", num_classes=3, input_size=224, mean=(0.5,) * 3,
+                                  std=(0.5,) * 3, interpolation="bilinear", classes=None),
+        )  # fmt: skip
+
+
+def test_other_sizes_and_used_up_views_are_said_once_and_counted(world, tmp_path, capsys):
+    common = {"labels": world / "store.zarr", "epochs": 3, "size": 16}
+    result = fit(request(tmp_path, **common))
+    size, reuse = result.notes[-2:]
+    assert "16 pixels a side and the teacher's had 24" in size
+    assert "8 views of an image" in reuse and "the 12 that it takes, 4 are ones" in reuse
+    assert capsys.readouterr().err.count(reuse) == 1
+    fit(request(tmp_path, **common))
+    assert reuse not in capsys.readouterr().err
+    assert html.escape(reuse) in (tmp_path / "report.html").read_text()
+
+
+def test_the_next_pass_is_read_while_this_one_trains_and_its_damage_reaches_the_caller(
+    world, tmp_path, monkeypatch
+):
+    from trainer import data
+
+    plain, threads = data.join_store, []
+
+    def joined(*arguments, **options):
+        found = plain(*arguments, **options)
+
+        def tables(epoch, plan):
+            threads.append(threading.current_thread().name)
+            if epoch == 2:
+                raise CorruptStore("a shard of the third pass is damaged")
+            return found.tables(epoch, plan)
+
+        return dataclasses.replace(found, tables=tables)
+
+    monkeypatch.setattr("trainer.request.join_store", joined)
+    with pytest.raises(CorruptStore, match="third pass"):
+        fit(request(tmp_path, labels=world / "store.zarr", epochs=3))
+    assert threads == ["MainThread", "teachonce-ahead", "teachonce-ahead"]
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["run"]["epoch"] == 2  # what was trained before is kept
 
 
 def test_ferkd_without_thresholds_trains_as_fkd_does(world, tmp_path):

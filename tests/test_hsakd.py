@@ -1,6 +1,7 @@
 """HSAKD's student against its formula and against a live teacher, and from a store to a run."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,17 +16,18 @@ from training import request, stopped_after
 from labelgen import generate, load_teacher, resolve
 from labelgen.target_options import TargetOptions
 from storage import LabelStore
-from storage.errors import StoreMismatch, UsageError
+from storage.errors import StoreMismatch, TeacherError, UsageError
 from trainer import fit, models
-from trainer.data import BatchSource
+from trainer.batches import BatchSource
 from trainer.inputs import create_loader, find_images, open_images, open_labels
 from trainer.losses import temperature_kl
 from trainer.method_config import HsakdConfig
-from trainer.methods.hsakd import Hsakd, joint_classes
+from trainer.methods.hsakd import Hsakd, StoredHeads, joint_classes
 from trainer.metrics import read_metrics
 from trainer.models.branches import turned_rows
 from trainer.plan import plan_epoch
 from trainer.request import configure
+from trainer.targets import StoredTarget
 
 
 def test_the_kl_is_the_published_golden_value():
@@ -154,6 +156,11 @@ def test_measures_are_accuracies_of_upright_crops_and_of_all_rotations():
             logits = method.branches.heads[2](method.branches.bodies[2](x).mean((2, 3)))
             hits += int(logits.argmax()) == 4 * y + r
     assert found["joint_top1/branch3"] == pytest.approx(hits / 20)
+    method.train()
+    sums = method.scores(student, images, target)
+    assert list(sums) == ["joint_top1/branch1", "joint_top1/branch2", "joint_top1/branch3"]
+    assert float(sums["joint_top1/branch3"]) == pytest.approx(hits / 4)
+    assert method.training, "left in the mode it was in"
     assert found["kl_branch1"] == pytest.approx(float(terms["kl_branch1"].detach()))
 
 
@@ -213,9 +220,11 @@ def test_a_store_keeps_the_heads_of_a_teacher_that_was_trained_here(world):
 def test_a_student_learns_from_stored_heads_and_is_the_plain_network(world, tmp_path):
     root, _ = world
     common = {"labels": root / "store.zarr", "method": "hsakd", "views_per_image": 2, "lr": 0.05,
-              "batch_size": 12, "epochs": 5}  # fmt: skip
+              "batch_size": 12, "epochs": 5, "val": root / "images"}  # fmt: skip
     result = fit(request(tmp_path / "run", **common))
-    lines = [x for x in read_metrics(result.out / "metrics.jsonl") if x["kind"] == "train"]
+    lines = read_metrics(result.out / "metrics.jsonl")
+    assert {"top1", "joint_top1/branch1", "joint_top1/branch3"} <= lines[-1].keys()
+    lines = [x for x in lines if x["kind"] == "train"]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert {"ce", "kl_class", "kl_branch3", "class_top1", "joint_top1/branch1"} <= lines[0].keys()
     parts = sum(value for name, value in lines[0].items() if name == "ce" or name.startswith("kl_"))
@@ -273,6 +282,30 @@ def test_a_store_without_heads_is_refused_with_the_command_that_adds_them(tmp_pa
     make_store(write_folder(tmp_path / "images", classes=3, per_class=2), tmp_path / "s.zarr")
     with pytest.raises(UsageError, match=r"has none: add them with `labelgen add .*--heads"):
         fit(request(tmp_path / "run", labels=tmp_path / "s.zarr", method="hsakd"))
+
+
+def test_a_teacher_left_in_train_mode_is_refused_with_the_part_that_is(world, tmp_path):
+    root, _ = world
+    spec = resolve(f"file:{root / 'teacher' / 'student.safetensors'}")
+    teacher = load_teacher(spec, "cpu", "fp32")
+    teacher.model.branches.bodies[1].train()
+    expected = r"train mode \(branches.bodies.1\); expected eval mode"
+    with pytest.raises(TeacherError, match=expected):
+        generate(teacher, root / "images", tmp_path / "s.zarr", crops=2, workers=1)
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_heads_of_another_joint_index_are_refused_with_both_formulas():
+    record = stored_heads(branched("hsakd-resnet8"), "pooled", "fp16").record
+    other = {**record.settings, "joint_index": "class+C*rotation"}
+    with pytest.raises(UsageError, match=r"class\+C\*rotation.*4\*class\+rotation"):
+        StoredHeads(StoredTarget(replace(record, settings=other), None, dict.get, dict.get))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -3.0, math.inf, math.nan])
+def test_a_temperature_that_no_softmax_has_is_refused_with_its_value(temperature):
+    with pytest.raises(UsageError, match=f"hsakd.temperature is {temperature}; expected"):
+        HsakdConfig(temperature=temperature)
 
 
 def test_the_branches_initial_loss_is_that_of_guessing():

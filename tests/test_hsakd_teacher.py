@@ -1,17 +1,25 @@
 """HSAKD's teachers: what learns in each of the published ways, and what a network must be."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from conftest import write_folder
 from hsakd_parts import CLASSES, branched
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.functional import normalize, to_tensor
 from training import request
 
 from labelgen.extract.heads import NetworkWithHeads
 from storage.errors import UsageError
 from trainer import fit, models
 from trainer.batch import Batch
+from trainer.checkpoint import load_student
+from trainer.cli import cli
+from trainer.evaluate import centre_crop
 from trainer.method_config import HsakdConfig, HsakdTeacherConfig
 from trainer.methods.hsakd_online import HsakdOnline
 from trainer.methods.hsakd_teacher import HsakdTeacher
@@ -83,11 +91,29 @@ def test_a_frozen_backbone_and_its_buffers_are_the_same_bits_after_training(fold
     fresh = models.create("hsakd-resnet8", CLASSES).state_dict()
     assert kept.keys() == fresh.keys()
     assert kept["branches.bodies.0.0.0.bn1.num_batches_tracked"] > 0
+    shown = CliRunner().invoke(cli, ["evaluate", str(result.out / "student.safetensors"), "--val",
+                                     str(folder), "--json"])  # fmt: skip
+    scores = json.loads(shown.stdout)
+    assert scores == result.evaluation.to_json()
+    assert scores["joint_top1/branch2"] == by_hand(result.out / "student.safetensors", folder)
+
+
+def by_hand(path, folder):
+    """Joint accuracy of branch 2 on a folder, image by image and turn by turn."""
+    network, config = load_student(path)
+    hits = []
+    for y, name in enumerate(sorted(place.name for place in folder.iterdir())):
+        for file in sorted((folder / name).iterdir()):
+            image = centre_crop(Image.open(file).convert("RGB"), config.input_size, "bilinear")
+            image = to_tensor(image)
+            for r in range(4):
+                turned = normalize(torch.rot90(image, r, (1, 2)), config.mean, config.std)
+                pooled = network.eval().forward_heads(turned[None])["branch2"]
+                hits.append(int(network.head_layers()["branch2"](pooled).argmax()) == 4 * y + r)
+    return sum(hits) / len(hits)
 
 
 def test_a_joint_teacher_learns_everywhere_and_has_heads_for_the_store(folder, tmp_path):
-    from trainer.checkpoint import load_student
-
     result = teach(tmp_path / "joint", folder, "joint")
     network, config = load_student(result.out / "student.safetensors")
     assert isinstance(network, NetworkWithHeads)

@@ -193,7 +193,7 @@ class NoHead(torch.nn.Module):
 def test_a_teacher_without_pooled_features_is_refused(tmp_path: Path, image_folder: Path) -> None:
     from dataclasses import replace
 
-    teacher = replace(tiny_teacher(tmp_path), model=NoHead())
+    teacher = replace(tiny_teacher(tmp_path), model=NoHead().eval())
     with pytest.raises(TeacherError, match="has no pooled features"):
         generate(
             teacher, image_folder, tmp_path / "s", targets=TargetOptions(features=""), **SETTINGS

@@ -233,6 +233,7 @@ def test_root_with_targets_depends_on_no_worker_and_no_restart(
         ({"feature_views": 3}, r"features/pooled\.views is 3, not 4"),
         ({"feature_rank": 5, "rotations": 1}, r"(?s)rank is 5, not 12.*rotations is 1, not 4"),
         ({"feature_space": "y"}, r"features/pooled\.space is \"y\", not \"z\""),
+        ({"token_encoding": "fp16"}, r"tokens/last\.encoding is \"fp16\", not \"int8\""),
         ({"tail": False}, r"tokens/last\.tail is false, not true"),
         ({"dense_encoding": "fp16"}, r"dense/all\.encoding is \"fp16\", not \"affine8\""),
         ({"head_encoding": "dense-int8"}, r"heads/turned\.encoding\.class is \"dense-int8\""),

@@ -6,15 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.codecs import TopKCodec
+from storage.codecs import LABEL_TYPES, TopKCodec
 from storage.dictionary import DictionaryCodec
 from storage.errors import UsageError
 from storage.label_arrays import to_arrays
 from storage.lists import mean_tails
 from trainer.batch import TopKTarget
-from trainer.config import LABEL_TYPES, LabelConfig
-from trainer.labels import as_label_type, decode_topk
-from trainer.losses import soft_cross_entropy_topk
+from trainer.config import FULL, LabelConfig
+from trainer.config import LABEL_TYPES as ALL_LABEL_TYPES
+from trainer.labels import as_label_type, decode_topk, full_labels, within
+from trainer.losses import counted_mean, soft_cross_entropy_topk
 from trainer.mean_tails import MeanTails
 
 
@@ -93,7 +94,7 @@ def test_the_loss_with_mean_tails_equals_the_dense_formula(seed, temperature):
     probs, tail = (torch.from_numpy(part.reshape(15, *part.shape[2:])) for part in
                    codec.decode(labels))  # fmt: skip
     means = MeanTails(tails.index, tails.share, codec.spread_weight, codec.top_k)
-    even, listed, extra = means.spread(np.arange(3), 5, index, tail)
+    even, listed, extra = means.on(torch.device("cpu")).spread(torch.arange(3), 5, index, tail)
     np.testing.assert_allclose(probs.sum(-1) + even + extra.sum(-1), 1, atol=2e-6)
     label = TopKTarget(index, probs, even, listed, extra)
     ours = soft_cross_entropy_topk(torch.from_numpy(logits), label, temperature)
@@ -102,8 +103,34 @@ def test_the_loss_with_mean_tails_equals_the_dense_formula(seed, temperature):
 
 def test_mean_tails_serve_whole_labels_with_a_tail_only():
     means = MeanTails(np.zeros((1, 2), np.uint16), np.zeros((1, 2), np.float32), 0.6, 4)
-    assert means.serve(LabelConfig(teacher="t"))
-    assert means.serve(LabelConfig(teacher="t", top_k=4))
+    assert means.serve(LabelConfig(teacher="t", tail="mean"))
+    assert means.serve(LabelConfig(teacher="t", tail="mean", top_k=4))
     for other in ({"top_k": 3}, {"label_type": "hard"}, {"label_type": "marginal_renorm"},
-                  {"tail": "even"}):  # fmt: skip
-        assert not means.serve(LabelConfig(teacher="t", **other))
+                  {"tail": "even"}, {"tail": None}):  # fmt: skip
+        assert not means.serve(LabelConfig(**({"teacher": "t", "tail": "mean"} | other)))
+
+
+def test_a_full_label_is_the_softmax_of_the_stored_logits():
+    logits = np.random.default_rng([7, 5]).normal(0, 3, (6, 11))
+    student = np.random.default_rng([7, 6]).normal(0, 2, (6, 11))
+    label = full_labels(torch.tensor(logits, dtype=torch.float32))
+    assert label.index.shape == (6, 11) and not label.tail.any()
+    assert bool((label.probs[:, 1:] <= label.probs[:, :-1]).all())
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    log_q = student / 2 - np.log(np.exp(student / 2).sum(-1, keepdims=True))
+    found = soft_cross_entropy_topk(torch.tensor(student), label, 2.0)
+    assert float(found) == pytest.approx(-(p * log_q).sum(-1).mean(), rel=1e-5)
+
+
+def test_all_label_types_are_those_of_the_codec_and_the_full_one():
+    assert (*sorted(LABEL_TYPES), FULL) == (*sorted(set(ALL_LABEL_TYPES) - {FULL}), FULL)
+    with pytest.raises(UsageError, match="has all classes"):
+        LabelConfig(label_type=FULL, top_k=3)
+
+
+def test_crops_that_do_not_count_weigh_nothing():
+    rows, sure = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.2, 0.5, 0.9])
+    assert within(sure, 0.2, 0.5).tolist() == [1, 1, 0]
+    assert float(counted_mean(rows, within(sure, 0.3, 1.0))) == 3
+    assert float(counted_mean(rows, torch.zeros(3))) == 0
+    assert float(counted_mean(rows, None)) == pytest.approx(7 / 3)

@@ -13,12 +13,16 @@ from conftest import write_folder
 from labelling import tiny_teacher, write_weights
 
 from labelgen import generate
+from labelgen.basis import CropSample
 from labelgen.cli import main
-from labelgen.planning import plan_run
+from labelgen.planning import plan_run, rough
 from labelgen.probe import sample_folder
+from labelgen.run_targets import plan_for_run
 from labelgen.settings import build_spec
+from labelgen.target_options import TargetOptions
 from storage.errors import StoreError, TeachonceError
 from storage.images import scan_folder
+from storage.layout import constant_objects
 from storage.store import LabelStore
 from storage.views import RandomResizedCrop
 
@@ -116,3 +120,34 @@ def test_a_folder_of_bad_images_has_no_plan(tmp_path: Path, image_folder: Path) 
         path.write_bytes(b"bad")
     with pytest.raises(TeachonceError, match="none of 12 images sampled"):
         plan(image_folder, tiny_teacher(tmp_path), tmp_path / "store.zarr", crops=4)
+
+
+def test_targets_are_planned_as_they_are_written(tmp_path: Path) -> None:
+    folder, teacher = write_folder(tmp_path / "images", per_class=6), tiny_teacher(tmp_path)
+    out, images = tmp_path / "store.zarr", scan_folder(folder)
+    options = TargetOptions(features="f", feature_rank=8, feature_views=4, dense="d", heads="h",
+                            head_views=3, rotations=1)  # fmt: skip
+    sample = rough(CropSample(folder=images, sampler=RandomResizedCrop(), seed=0, num_views=6,
+                              batch_size=8, workers=1))  # fmt: skip
+    planned = plan_for_run(teacher, out, options, sample, 6)
+    spec = build_spec(images, teacher, crops=6, top_k=None, seed=0, sampler=RandomResizedCrop(),
+                      batch_size=8, block_images=None, targets=planned)  # fmt: skip
+    found = plan_run(teacher, images, spec, out, workers=1, probe_crops=54, targets=planned)
+    assert not out.exists()
+    generate(teacher, folder, out, crops=6, batch_size=8, workers=1, teacher_check=False,
+             targets=options)  # fmt: skip
+    store = LabelStore.open(out)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert found.files == len([path for path in files if not path.name.startswith(".")])
+    assert found.bytes == pytest.approx(sum(path.stat().st_size for path in files), rel=0.2)
+    arrays = {array.path: array for array in found.arrays}
+    for path, record in store.spec.targets.items():
+        shared = sum((out / name).stat().st_size for name in constant_objects(record))
+        assert arrays[f"{path} (shared)"].bytes == pytest.approx(shared, rel=0.1)
+        real = sum(f.stat().st_size for f in (out / path).rglob("*")
+                   if f.is_file() and f.name != "zarr.json") - shared  # fmt: skip
+        views = [a for a in found.arrays if a.path.startswith(f"{path}/")]
+        assert {a.per for a in views} == {"view"}
+        assert sum(a.bytes for a in views) == pytest.approx(real, rel=0.25)
+    again = plan_for_run(teacher, out, options, sample, 6)
+    assert {p.record.path: p.record for p in again} == store.spec.targets

@@ -89,7 +89,9 @@ def test_the_recipe_of_the_page_can_be_read(tmp_path):
     assert read_recipe(str(tmp_path / "mine.toml"))["mix.kind"] == "cutmix"
 
 
-@pytest.mark.parametrize("page", ["training.md", "methods/fkd.md", "methods/kdep.md"])
+@pytest.mark.parametrize(
+    "page", ["training.md", "methods/fkd.md", "methods/kdep.md", "methods/hsakd.md"]
+)
 def test_settings_given_with_set_exist(page):
     text = (DOCS / page).read_text()
     for assignment in re.findall(r"--set ([a-z][\w.]+=[^\s`]+)", text):
