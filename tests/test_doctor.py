@@ -511,7 +511,7 @@ def test_a_fault_inside_a_loader_is_named(
 
     crops = small_crops()
     write_request(tmp_path, crops)
-    monkeypatch.setattr("trainer.replay.torch_loader.decode_rgb", DECODERS["fast DCT"][1])
+    monkeypatch.setattr("trainer.replay.reference.decode_rgb", DECODERS["fast DCT"][1])
     loaders.replay("torch", tmp_path)
     found = diagnose("torch", crops, read_answer(tmp_path, len(crops)))
     assert [each.cause for each in found] == ["fast-dct"]
