@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 import torch
-from live_teacher import STORE_NAME, TIMES, compared, label, measured
+from live_teacher import STORE_NAME, TIMES, compared, label, measured, run_options
 from torch import Tensor, nn
 
 from labelgen.target_options import OWN_NAME, TargetOptions
@@ -91,26 +91,11 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path))
-@click.option("--arm", required=True, type=click.Choice(["hard", "live", "store"]))
-@click.option("--seed", type=int, required=True)
-@click.option("--train", "train_folder", required=True, type=click.Path(exists=True))
-@click.option("--val", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--weights", required=True, type=click.Path(exists=True))
-@click.option("--arch", required=True)
-@click.option("--mean", type=float, nargs=3, required=True)
-@click.option("--std", type=float, nargs=3, required=True)
-@click.option("--size", type=int, default=32, show_default=True)
-@click.option("--student", default="resnet20", show_default=True)
+@run_options
 @click.option("--rank", type=int, default=64, show_default=True)
-@click.option("--scale", type=float, nargs=2, default=(0.25, 1.0), show_default=True)
 @click.option("--epochs", type=int, default=5, show_default=True, help="Of pretraining.")
 @click.option("--finetune-epochs", type=int, default=3, show_default=True)
-@click.option("--batch-size", type=int, default=128, show_default=True)
-@click.option("--lr", type=float, default=0.1, show_default=True)
 @click.option("--finetune-lr", type=float, default=0.1, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32",
-              show_default=True, help="Of the student and of the live teacher.")  # fmt: skip
 def run(
     out: Path,
     arm: str,
@@ -129,6 +114,7 @@ def run(
     finetune_epochs: int,
     batch_size: int,
     lr: float,
+    weight_decay: float,
     finetune_lr: float,
     precision: str,
 ) -> None:
@@ -141,7 +127,7 @@ def run(
     folder = out / f"{arm}{seed}"
     common: dict[str, Any] = {
         "data": train_folder, "student": student, "size": size, "batch_size": batch_size,
-        "views_per_image": 1, "weight_decay": 5e-4, "seed": seed, "device": "cpu",
+        "views_per_image": 1, "weight_decay": weight_decay, "seed": seed, "device": "cpu",
         "precision": precision, "labels": store,
     }  # fmt: skip
     if arm == "hard":

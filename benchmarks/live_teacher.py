@@ -75,25 +75,40 @@ def main() -> None:
     """Hard labels, a live teacher and its store, compared."""
 
 
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What both benchmarks of a live teacher are asked for."""
+    options = (
+        click.option("--out", required=True, type=click.Path(path_type=Path)),
+        click.option("--arm", required=True, type=click.Choice(ARMS)),
+        click.option("--seed", type=int, required=True),
+        click.option("--train", "train_folder", required=True, type=click.Path(exists=True)),
+        click.option("--val", required=True, type=click.Path(exists=True, path_type=Path)),
+        click.option("--weights", required=True, type=click.Path(exists=True)),
+        click.option("--arch", required=True),
+        click.option("--mean", type=float, nargs=3, required=True),
+        click.option("--std", type=float, nargs=3, required=True),
+        click.option("--size", type=int, default=32, show_default=True),
+        click.option("--student", default="resnet20", show_default=True),
+        click.option("--scale", type=float, nargs=2, default=(0.25, 1.0), show_default=True),
+        click.option("--batch-size", type=int, default=128, show_default=True),
+        click.option("--lr", type=float, default=0.1, show_default=True),
+        click.option("--weight-decay", type=float, default=5e-4, show_default=True),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16"]),
+            default="fp32",
+            show_default=True,
+            help="Of the student and of the live teacher.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path))
-@click.option("--arm", required=True, type=click.Choice(ARMS))
-@click.option("--seed", type=int, required=True)
-@click.option("--train", "train_folder", required=True, type=click.Path(exists=True))
-@click.option("--val", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--weights", required=True, type=click.Path(exists=True))
-@click.option("--arch", required=True)
-@click.option("--mean", type=float, nargs=3, required=True)
-@click.option("--std", type=float, nargs=3, required=True)
-@click.option("--size", type=int, default=32, show_default=True)
-@click.option("--student", default="resnet20", show_default=True)
-@click.option("--scale", type=float, nargs=2, default=(0.25, 1.0), show_default=True)
+@run_options
 @click.option("--epochs", type=int, default=30, show_default=True)
-@click.option("--batch-size", type=int, default=128, show_default=True)
-@click.option("--lr", type=float, default=0.1, show_default=True)
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32",
-              show_default=True, help="Of the student and of the live teacher.")  # fmt: skip
 @click.option("--loader", default="ffcv", show_default=True)
 def run(
     out: Path,
