@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
+import signal
 
 import ffcv.types
 import numpy as np
@@ -22,6 +24,7 @@ from trainer.replay import layout
 from trainer.replay.beton import Beton, pack, sidecar_path
 from trainer.replay.encode import EncodedImage
 from trainer.replay.field import SourceImageField
+from trainer.sources.folders import FolderSource
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +127,23 @@ def test_a_folder_without_a_readable_image_is_refused(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_killed_worker_is_an_error_not_a_hang(odd_folder, tmp_path):
-    def kill_a_worker(_):
-        for child in multiprocessing.active_children():
-            child.kill()
+class DeadlyChunk:
+    """Kills the process that reads it, as the kernel does when memory is short."""
 
+    def read(self):
+        assert multiprocessing.parent_process() is not None, "read by the test itself"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DeadlySource(FolderSource):
+    def chunks(self):
+        yield DeadlyChunk()
+        yield from super().chunks()
+
+
+def test_a_killed_worker_is_an_error_not_a_hang(odd_folder, tmp_path):
     with pytest.raises(TrainingError, match="worker died"):
-        pack(odd_folder, tmp_path / "a.beton", workers=2, progress=kill_a_worker, check="all")
+        pack(DeadlySource(odd_folder), tmp_path / "a.beton", workers=2, check="all")
     assert not list(tmp_path.iterdir())
 
 
