@@ -35,28 +35,34 @@ from storage.views import PaddedCrop
 from trainer.models.branches import BranchedNetwork
 
 EXACT = "pooled-fp32"
-ENCODINGS = (EXACT, "pooled-fp16", "pooled-int8", "dense-int8", "auto")
+ENCODINGS: tuple[tuple[str, int | None], ...] = (  # and logits kept
+    (EXACT, None), ("pooled-fp16", None), ("pooled-int8", None), ("dense-int8", None),
+    ("auto", None), ("top-k", 10), ("top-k", 50), ("top-k", 100),
+)  # fmt: skip
 TARGET = "heads/all"
 
 Logits = dict[str, npt.NDArray[np.float64]]
 
 
-def made(teacher: Teacher, data: str, out: Path, views: int, encoding: str) -> LabelStore:
+def made(
+    teacher: Teacher, data: str, out: Path, views: int, encoding: str, top_k: int | None
+) -> LabelStore:
     """The store of one encoding."""
-    options = TargetOptions(heads="all", head_views=views, head_encoding=encoding)
+    options = TargetOptions(heads="all", head_views=views, head_encoding=encoding, head_top_k=top_k)
     generate(teacher, data, out, crops=views, sampler=PaddedCrop(), targets=options,
              teacher_check=False)  # fmt: skip
     return LabelStore.open(out)
 
 
-def all_logits(store: LabelStore) -> Logits:
-    """[N, V, R, C] of every head."""
+def all_logits(store: LabelStore, temperature: float) -> Logits:
+    """[N, V, R, C] of every head, for a softmax at this temperature."""
     record = store.spec.targets[TARGET]
     values = store.read_target(TARGET, slice(None)) | {
         name: store.read_constant(TARGET, name) for name in record.constants
     }
     heads = head_settings(record).heads
-    return {h.name: head_logits(record, values, h.name).astype(np.float64) for h in heads}
+    found = {h.name: head_logits(record, values, h.name, temperature) for h in heads}
+    return {name: logits.astype(np.float64) for name, logits in found.items()}
 
 
 def softmax(logits: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
@@ -115,15 +121,16 @@ def main(teacher: str, data: str, views: int, temperature: float, student: str, 
     network = load_teacher(resolve(f"file:{teacher}"), "cpu")
     with tempfile.TemporaryDirectory() as folder:
         exact: Logits = {}
-        for encoding in ENCODINGS:
-            store = made(network, data, Path(folder) / f"{encoding}.zarr", views, encoding)
-            logits = all_logits(store)
+        for encoding, top_k in ENCODINGS:
+            name = encoding if top_k is None else f"{encoding} of {top_k}"
+            store = made(network, data, Path(folder) / f"{name}.zarr", views, encoding, top_k)
+            logits = all_logits(store, temperature)
             exact = exact or logits
             gradient, nudged = differences(store.path, network.model, student, rows)
             info = store_info(store)["targets"][TARGET]
             kept = {part["name"]: f"{part['shape']} {part['encoding']}" for part in info["parts"]}
             click.echo(json.dumps({
-                "encoding": encoding, "parts": kept, "bytes": info["view_bytes"],
+                "encoding": name, "parts": kept, "bytes": info["view_bytes"],
                 "on_disk": info["bytes_per_view"], "once": info["shared_bytes"],
                 "tv": variation(logits, exact, temperature),
                 "gradient": gradient,

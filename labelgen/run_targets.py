@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelgen.crop_worker import StoredViews
+from labelgen.head_encodings import HeadEncoding, head_encoding
 from labelgen.plan import Unit
 from labelgen.target_options import (
     DEFAULT_FEATURE_RANK,
@@ -187,23 +188,20 @@ def _had_features(record: TargetRecord) -> dict[str, Any]:
 
 
 def _asked_heads(options: TargetOptions, record: TargetRecord) -> dict[str, Any]:
-    known = _encodings(record)
-    if options.head_encoding != "auto":
-        known = dict.fromkeys(known, options.head_encoding)
-    return {"rotations": options.rotations, "encoding": known}
+    asked = {
+        head.name: str(head_encoding(options, head.width, head.classes))
+        for head in head_settings(record).heads
+    }
+    return {"rotations": options.rotations, "encoding": asked}
 
 
 def _had_heads(record: TargetRecord) -> dict[str, Any]:
-    return {"rotations": head_settings(record).rotations, "encoding": _encodings(record)}
-
-
-def _encodings(record: TargetRecord) -> dict[str, str]:
-    """As --head-encoding says it, by head."""
-    stored = {"affine8": "int8"}
-    return {
-        head.name: f"{head.encoding}-{stored.get(head.stored, head.stored)}"
-        for head in head_settings(record).heads
+    settings = head_settings(record)
+    had = {
+        head.name: str(HeadEncoding(head.encoding, head.stored, head.top_k and head.top_k.k))
+        for head in settings.heads
     }
+    return {"rotations": settings.rotations, "encoding": had}
 
 
 def _asked_tokens(options: TargetOptions, record: TargetRecord) -> dict[str, Any]:

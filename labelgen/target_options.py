@@ -18,7 +18,11 @@ SMALLEST_TOKEN_RANK = 256  # by default; below that, bytes are few anyway
 TOKEN_RANK_SHARE = 3  # a third of the width keeps 0.97 of the gradient (docs/methods/scalekd.md)
 SPACES = ("z", "y")
 ROTATIONS = (1, 4)
-HEAD_ENCODINGS = ("auto", "pooled-int8", "pooled-fp16", "pooled-fp32", "dense-int8", "dense-fp32")
+TOP_K = "top-k"
+HEAD_ENCODINGS = (
+    "auto", "pooled-int8", "pooled-fp16", "pooled-fp32", "dense-int8", "dense-fp32", TOP_K,
+)  # fmt: skip
+DEFAULT_HEAD_TOP_K = 50
 TOKEN_ENCODINGS = ("int8", "fp16", "fp32")
 DENSE_ENCODINGS = ("affine8", "fp16", "fp32")
 FULL_RANK = 0  # of tokens: everything is kept, without a basis
@@ -36,7 +40,9 @@ class TargetOptions:
             None: DEFAULT_VIEWS, or all views if there are fewer.
         feature_rank: components; None: DEFAULT_FEATURE_RANK, or the feature's width if that is
             smaller. feature_space: "z" (float16) or "y" (int8) of temperature and power.
-        rotations, head_encoding: of heads. dense_encoding: of dense.
+        rotations, head_encoding: of heads. head_top_k: logits kept of each with "top-k"; None:
+            DEFAULT_HEAD_TOP_K.
+        dense_encoding: of dense.
         token_encoding: of remainders; their mean is float32 with "fp32", else float16. token_rank:
             coordinates of a token's remainder, FULL_RANK for all; None as for features.
         tail: whether the teacher's last stage is kept beside its tokens.
@@ -53,6 +59,7 @@ class TargetOptions:
     head_views: int | None = None
     rotations: int = 4
     head_encoding: str = "auto"
+    head_top_k: int | None = None
     tokens: str | None = None
     token_views: int | None = None
     token_rank: int | None = None
@@ -76,11 +83,17 @@ class TargetOptions:
             "--dense-views": self.dense_views,
             "--feature-rank": self.feature_rank,
             "--token-rank": self.token_rank or None,
+            "--head-top-k": self.head_top_k,
             "--basis-images": self.basis_images,
         }
         for option, count in counts.items():
             if count is not None and count < 1:
                 raise UsageError(f"{option} is {count}; expected 1 or more")
+        if self.head_top_k is not None and self.head_encoding != TOP_K:
+            raise UsageError(
+                f"--head-top-k is {self.head_top_k} with --head-encoding {self.head_encoding}; "
+                f"it belongs to {TOP_K}"
+            )
         if not (0 < self.power_temperature < float("inf") and 0 < self.power < float("inf")):
             raise UsageError(
                 f"--power-temperature {self.power_temperature} and --power {self.power}; expected "
@@ -161,7 +174,10 @@ _OPTIONS = (
                  help="Quarter turns of a view that heads are kept of."),
     click.option("--head-encoding", type=click.Choice(HEAD_ENCODINGS), default="auto",
                  show_default=True,
-                 help="Inputs and weights, or logits; auto: the smaller one, for each head."),
+                 help="Inputs and weights, or logits; auto: the smaller one, for each head. top-k: "
+                      "the largest logits, for temperatures 1 and 3, with the error that makes."),
+    click.option("--head-top-k", type=click.IntRange(1), default=None,
+                 help=f"Logits that {TOP_K} keeps of each head [default: {DEFAULT_HEAD_TOP_K}]."),
     _named("--tokens", "Keep the last stage's tokens and that stage's weights (ScaleKD)."),
     _views("--token-views", "tokens"),
     click.option("--token-rank", type=_TokenRank(), default=None,

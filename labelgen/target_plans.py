@@ -16,6 +16,7 @@ from labelgen.extract.heads import HeadOutput
 from labelgen.extract.tokens import TOKENS
 from labelgen.extract.vectors import encode_tensors
 from labelgen.forward import matmul_precision
+from labelgen.head_encodings import largest_logits
 from storage.targets.dense import LOGITS as LOGITS_PART
 from storage.targets.dense import dense_settings
 from storage.targets.features import VALUE, feature_settings
@@ -57,7 +58,7 @@ class TargetPlan:
             return (_OUTPUT[self.record.kind],)
         settings = head_settings(self.record)
         outputs = (
-            HeadOutput(head.name, settings.rotations, logits=head.encoding == "dense")
+            HeadOutput(head.name, settings.rotations, logits=head.encoding != "pooled")
             for head in settings.heads
         )
         return tuple(map(str, outputs))
@@ -111,7 +112,14 @@ def _feature_vectors(
 def _head_vectors(
     record: TargetRecord, given: list[Tensor], constants: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    return {part.name: values for part, values in zip(record.parts, given, strict=True)}
+    found: dict[str, Tensor] = {}
+    for head, values in zip(head_settings(record).heads, given, strict=True):
+        if head.top_k is None:
+            found[head.name] = values
+        else:
+            kept = largest_logits(values, head.top_k)
+            found |= {f"{head.name}_{name}": vectors for name, vectors in kept.items()}
+    return found
 
 
 def _token_vectors(
@@ -144,15 +152,3 @@ _VECTORS: dict[
     "tokens": _token_vectors,
     "dense": _dense_vectors,
 }
-
-
-def describe(plan: TargetPlan) -> str:
-    """One line for people: what is kept of how many views, in how many bytes."""
-    record = plan.record
-    energy = record.settings.get("energy")
-    parts = [f"{part.name} {list(part.shape)} {part.encoding}" for part in record.parts]
-    kept = f"{', '.join(parts)}; {record.view_bytes:,} bytes a view, {record.views} views"
-    if energy is None or record.settings["basis_images"] < 1:
-        return f"{record.path}: {kept}"
-    crops = record.settings["basis_images"] * record.settings["basis_views"]
-    return f"{record.path}: {kept}; basis of {crops:,} crops keeps {100 * energy:.2f} %"

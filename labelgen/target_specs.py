@@ -14,13 +14,14 @@ from labelgen.basis import CROPS_A_DIMENSION, CropSample, Fitted, Rows, fit_basi
 from labelgen.extract.base import HEADS, Sources, TappedTeacher, find_sources
 from labelgen.extract.features import probe_batch
 from labelgen.extract.tokens import TOKENS, tail_file
+from labelgen.head_encodings import head_encoding, measure_top_k
 from labelgen.target_options import (
     DEFAULT_FEATURE_RANK,
     FULL_RANK,
     TargetOptions,
     default_token_rank,
 )
-from labelgen.target_plans import TargetPlan, describe, split_mean
+from labelgen.target_plans import TargetPlan, split_mean
 from storage.errors import UsageError
 from storage.targets.dense import dense_record
 from storage.targets.features import feature_record
@@ -33,19 +34,11 @@ if TYPE_CHECKING:
 
     from labelgen.teacher import Teacher
 
-__all__ = ["TargetOptions", "TargetPlan", "describe", "plan_targets"]
+__all__ = ["TargetOptions", "TargetPlan", "plan_targets"]
 
 Array = npt.NDArray[Any]
 
 _LOOKED_FOR = {"features": FEATURE, "heads": HEADS, "tokens": TOKENS}  # in the network
-_HEAD_STORED = {
-    "pooled-int8": ("pooled", "int8"),
-    "pooled-fp16": ("pooled", "fp16"),
-    "pooled-fp32": ("pooled", "fp32"),
-    "dense-int8": ("dense", "affine8"),
-    "dense-fp32": ("dense", "fp32"),
-}
-_INT8_BESIDE, _AFFINE8_BESIDE = 4, 8  # bytes beside a vector: its scale; scale and offset
 
 
 def plan_targets(
@@ -69,8 +62,8 @@ def plan_targets(
     views = {kind: options.views_of(kind, num_views) for kind in wanted}
     kinds = [_LOOKED_FOR[kind] for kind in wanted if kind in _LOOKED_FOR]
     sources = find_sources(teacher, kinds) if kinds else Sources()
-    maker = _Maker(teacher, options, sources, views, sample)
-    fitted = maker.fit(stop)
+    maker = _Maker(teacher, options, sources, views, sample, stop)
+    fitted = maker.fit()
     return [maker.plan(kind, fitted) for kind in wanted]
 
 
@@ -84,9 +77,10 @@ class _Maker:
         sources: Sources,
         views: Mapping[str, int],
         sample: CropSample,
+        stop: threading.Event | None,
     ) -> None:
         self._teacher, self._options, self._sources = teacher, options, sources
-        self._views, self._sample = views, sample
+        self._views, self._sample, self._stop = views, sample, stop
         self._ranks: dict[str, int] = {}
         if sources.feature:
             rank, width = options.feature_rank, sources.feature.width
@@ -104,7 +98,7 @@ class _Maker:
             )
         return min(default, width) if rank is None else rank
 
-    def fit(self, stop: threading.Event | None) -> Fitted | None:
+    def fit(self) -> Fitted | None:
         """Moments of what needs a basis; None where nothing does."""
         rows: dict[str, Rows] = {}
         needed = []
@@ -121,7 +115,12 @@ class _Maker:
         extractor = TappedTeacher(self._teacher, self._sources, rows)
         try:
             return gather_moments(
-                self._teacher, extractor, self._sample, rows, crops_needed=max(needed), stop=stop
+                self._teacher,
+                extractor,
+                self._sample,
+                rows,
+                crops_needed=max(needed),
+                stop=self._stop,
             )
         finally:
             extractor.close()
@@ -161,9 +160,7 @@ class _Maker:
     def _heads(self, common: dict[str, Any], fitted: Fitted | None) -> TargetPlan:
         assert self._sources.heads is not None
         layers = self._sources.heads.layers
-        specs = [
-            _head_spec(name, layer, self._options.head_encoding) for name, layer in layers.items()
-        ]
+        specs = self._head_specs(layers)
         constants: dict[str, Array] = {}
         for spec in specs:
             if spec.encoding == "pooled":
@@ -173,6 +170,32 @@ class _Maker:
             **common, rotations=self._options.rotations, heads=specs, weights=constants
         )
         return TargetPlan(record, constants)
+
+    def _head_specs(self, layers: Mapping[str, nn.Linear]) -> list[HeadSpec]:
+        options = self._options
+        kept = {
+            name: head_encoding(options, layer.in_features, layer.out_features)
+            for name, layer in layers.items()
+        }
+        counts = {name: one.k for name, one in kept.items() if one.k is not None}
+        measured = (
+            measure_top_k(
+                self._teacher, self._sources, counts, options.rotations, self._sample, self._stop
+            )
+            if counts
+            else {}
+        )
+        return [
+            HeadSpec(
+                name=name,
+                width=layer.in_features,
+                classes=layer.out_features,
+                encoding=kept[name].encoding,
+                stored=kept[name].stored,
+                top_k=measured.get(name),
+            )
+            for name, layer in layers.items()
+        ]
 
     def _tokens(self, common: dict[str, Any], fitted: Fitted | None) -> TargetPlan:
         source = self._sources.tokens
@@ -216,16 +239,6 @@ def _feature_rows(outputs: Mapping[str, Tensor]) -> Tensor:
 
 def _token_rows(outputs: Mapping[str, Tensor]) -> Tensor:
     return split_mean(outputs[TOKENS])[1].flatten(0, 1)
-
-
-def _head_spec(name: str, layer: nn.Linear, encoding: str) -> HeadSpec:
-    pooled = layer.in_features + _INT8_BESIDE, "pooled-int8"
-    dense = layer.out_features + _AFFINE8_BESIDE, "dense-int8"
-    chosen = min(pooled, dense)[1] if encoding == "auto" else encoding
-    kept, stored = _HEAD_STORED[chosen]
-    return HeadSpec(
-        name=name, width=layer.in_features, classes=layer.out_features, encoding=kept, stored=stored
-    )
 
 
 def _bias(layer: nn.Linear) -> Array:

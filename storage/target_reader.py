@@ -13,8 +13,9 @@ from storage.decode import Part, read_parts
 from storage.errors import CorruptStore, IncompleteStore, UsageError
 from storage.images import ImageStatus
 from storage.layout import constant_layouts, constant_objects
+from storage.targets.kinds import value_faults
 from storage.targets.record import TargetRecord, VectorPart
-from storage.targets.vectors import decode_vectors, filled_vectors, vector_faults
+from storage.targets.vectors import decode_vectors, filled_vectors
 
 if TYPE_CHECKING:
     from storage.reading import StoreReading
@@ -54,7 +55,7 @@ class TargetReader:
         arrays = dict(zip(names, found, strict=True))
         masked = self._store.read_status()[numbers] != ImageStatus.OK
         for part in record.parts:
-            self._check(path, part, arrays, numbers, masked)
+            self._check(record, part, arrays, numbers, masked)
         return {part.name: decode_vectors(part, arrays) for part in record.parts}
 
     def constant(self, path: str, name: str) -> Array:
@@ -138,7 +139,7 @@ class TargetReader:
 
     def _check(
         self,
-        path: str,
+        record: TargetRecord,
         part: VectorPart,
         arrays: dict[str, Array],
         rows: npt.NDArray[np.int64],
@@ -146,7 +147,7 @@ class TargetReader:
     ) -> None:
         """Every labelled image has values, every masked one has none."""
         where = None
-        for name, bad, what in vector_faults(part, arrays):
+        for name, bad, what in value_faults(record, part, arrays):
             wrong = bad.any(axis=tuple(range(1, bad.ndim))) & ~masked
             if wrong.any():
                 where, found = rows[wrong][0], f"{name} {what}"
@@ -158,6 +159,6 @@ class TargetReader:
                 where, found = rows[masked][~filled][0], "it is masked but has values"
         if where is not None:
             raise CorruptStore(
-                f"{self._store.path / path / part.name}: image {where}: {found}: run `labelstore "
-                "verify --full`"
+                f"{self._store.path / record.path / part.name}: image {where}: {found}: run "
+                "`labelstore verify --full`"
             )

@@ -26,8 +26,9 @@ from labelgen.target_options import (
     options_from_cli,
     target_options,
 )
-from labelgen.target_plans import TargetPlan, describe
+from labelgen.target_plans import TargetPlan
 from labelgen.target_specs import plan_targets
+from labelgen.target_text import describe
 from labelgen.teacher import Teacher
 from storage.errors import TeacherError, UsageError
 from storage.images import scan_folder
@@ -60,6 +61,8 @@ def test_the_devices_codes_are_those_of_storage_bit_for_bit(
         values[2] = np.float32(2.0) ** exponent * rng.integers(-8, 9, (3, width)) / 2
     if special == 3:
         values[3, :, 0] = 1.0
+    if encoding == "uint16":
+        values = rng.integers(0, 65_535, values.shape).astype(np.float32)
     part = VectorPart(name="value", shape=(3, width), encoding=encoding)
     expected = encode_vectors(part, values)
     found = {k: v.numpy() for k, v in encode_tensors(part, torch.from_numpy(values)).items()}
@@ -87,6 +90,15 @@ def test_values_that_an_encoding_cannot_hold_are_refused_by_both(
         encode_tensors(part, torch.from_numpy(values))
     with pytest.raises(UsageError, match=r"expected float32 \[..., 2\]"):
         encode_tensors(part, torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 65_535.0, float("nan"), float("inf")])
+def test_what_is_no_whole_number_below_65535_is_refused_by_both(value: float) -> None:
+    part = VectorPart(name="value", shape=(2,), encoding="uint16")
+    values = np.array([[65_534.0, value]], np.float32)
+    for encode, given_values in ((encode_vectors, values), (encode_tensors, torch.tensor(values))):
+        with pytest.raises(UsageError, match="value has values"):
+            encode(part, given_values)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +164,7 @@ def test_features_are_projected_by_the_stored_basis(teacher: Teacher, photos: Pa
     # 128 crops are two for each of 64 dimensions: 6 images of at most 12 views
     assert (found.basis_images, found.basis_views, found.basis_seed) == (6, 12, 0)
     assert found.layer == "mean before layer3.0.relu (ReLU)" and 0.5 < found.energy <= 1
-    assert "24" in describe(plan) and "72 crops" in describe(plan)
+    assert "24 components" in describe(plan.record) and "72 crops" in describe(plan.record)
 
 
 def test_y_is_storages_power_scaling_of_z_and_can_be_retargeted(

@@ -299,7 +299,7 @@ def test_heads_of_another_joint_index_are_refused_with_both_formulas():
     record = stored_heads(branched("hsakd-resnet8"), "pooled", "fp16").record
     other = {**record.settings, "joint_index": "class+C*rotation"}
     with pytest.raises(UsageError, match=r"class\+C\*rotation.*4\*class\+rotation"):
-        StoredHeads(StoredTarget(replace(record, settings=other), None, dict.get, dict.get))
+        StoredHeads(StoredTarget(replace(record, settings=other), None, dict.get, dict.get), 3.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -3.0, math.inf, math.nan])

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from storage import LabelStore
-from storage.errors import UsageError
+from storage.errors import CorruptStore, UsageError
 from storage.format import TeacherRecord
+from storage.images import ImageStatus
+from storage.targets.heads import head_faults
 from storage.targets.record import TargetRecord, VectorPart
 from trainer.plan import EpochPlan
 
@@ -73,7 +75,7 @@ class TargetPlane:
 def decode_part(part: VectorPart, arrays: Mapping[str, Tensor]) -> Tensor:
     """float32 [..., *part.shape]; as `storage.targets.vectors.decode_vectors`, on the device."""
     values = arrays[part.name].float()
-    if part.encoding in ("fp32", "fp16"):
+    if part.encoding in ("fp32", "fp16", "uint16"):
         return values
     values = values * arrays[f"{part.name}_scale"].unsqueeze(-1)
     if part.encoding == "affine8":
@@ -93,7 +95,26 @@ def read_target_plane(
     names = [name for part in record.parts for name in part.arrays()]
     views = slice(plan.first_view, plan.first_view + plan.num_views)
     found = store.read_arrays([f"{path}/{name}" for name in names], slice(None), views)
-    return TargetPlane(record, dict(zip(names, found, strict=True)), store_row)
+    arrays = dict(zip(names, found, strict=True))
+    _check_classes(store, record, arrays)
+    return TargetPlane(record, arrays, store_row)
+
+
+def _check_classes(
+    store: LabelStore, record: TargetRecord, arrays: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Numbers of classes are used as places in memory: none may lie outside of its head."""
+    if record.kind != "heads":
+        return
+    sound = store.read_status() == ImageStatus.OK
+    for part in record.parts:
+        for name, bad, what in head_faults(record, part, arrays):
+            wrong = bad.any(axis=tuple(range(1, bad.ndim))) & sound
+            if wrong.any():
+                raise CorruptStore(
+                    f"{store.path}/{record.path}/{name}: image {wrong.argmax()} {what}: fetch or "
+                    "make the store anew"
+                )
 
 
 def choose_target(

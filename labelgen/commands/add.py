@@ -55,6 +55,8 @@ def add(
     """
     with stop_on_signals() as stop:
         from labelgen.adding import add as add_to
+        from labelgen.target_text import target_lines
+        from storage.store import LabelStore
 
         targets = options_from_cli(others)
         teacher = load_teacher_from(**others)
@@ -74,9 +76,10 @@ def add(
         "seconds": round(result.seconds, 3),
     }
     lines = [
-        f"store    {result.store}",
-        f"added    {', '.join([*result.teachers, *result.targets]) or f'views up to {crops}'}",
-        f"crops    {result.new_crops:,} forwarded in {result.seconds:,.1f} s",
-        f"root     {result.root}",
+        f"store      {result.store}",
+        f"added      {', '.join([*result.teachers, *result.targets]) or f'views up to {crops}'}",
+        f"crops      {result.new_crops:,} forwarded in {result.seconds:,.1f} s",
+        *target_lines(LabelStore.open(result.store), result.targets),
+        f"root       {result.root}",
     ]
     print_result(report, as_json, "\n".join(lines))

@@ -87,6 +87,8 @@ def run(
             click.echo(crew.submit(out, overwrite, as_json, stop), nl=False)
             return
         from labelgen.run import generate
+        from labelgen.target_text import target_lines
+        from storage.store import LabelStore
 
         targets = options_from_cli(others)
         others["device"], cores = crew.place(others["device"])
@@ -116,6 +118,7 @@ def run(
         f"{result.crops_per_second:,.1f} crops/s)",
         f"check      {result.teacher_check.text()}",
         f"agreement  {_percent(agreement)}",
+        *target_lines(LabelStore.open(result.store)),
         f"root       {result.root}",
     ]
     report = {

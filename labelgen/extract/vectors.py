@@ -7,7 +7,13 @@ from torch import Tensor
 
 from storage.errors import UsageError
 from storage.targets.record import VectorPart
-from storage.targets.vectors import AFFINE_STEPS, INT8_STEPS, LIMIT, SMALLEST_SCALE
+from storage.targets.vectors import (
+    AFFINE_STEPS,
+    INT8_STEPS,
+    LARGEST_NUMBER,
+    LIMIT,
+    SMALLEST_SCALE,
+)
 
 
 def encode_tensors(part: VectorPart, values: Tensor) -> dict[str, Tensor]:
@@ -22,6 +28,8 @@ def encode_tensors(part: VectorPart, values: Tensor) -> dict[str, Tensor]:
             f"{part.name} is {values.dtype} {list(values.shape)}; expected float32 "
             f"[..., {', '.join(map(str, part.shape))}]"
         )
+    if part.encoding == "uint16":
+        return {part.name: _uint16(part, values)}
     _check_range(part, values)
     if part.encoding == "fp32":
         return {part.name: values}
@@ -42,6 +50,16 @@ def _check_range(part: VectorPart, values: Tensor) -> None:
             f"{part.name} has a value of size {largest:g}, which {part.encoding} can't hold: "
             "look at the teacher, or use fp32"
         )
+
+
+def _uint16(part: VectorPart, values: Tensor) -> Tensor:
+    numbers = values.to(torch.int32)
+    if ((numbers != values) | (numbers < 0) | (numbers > LARGEST_NUMBER)).any():
+        raise UsageError(
+            f"{part.name} has values that uint16 can't hold; expected whole numbers of 0 to "
+            f"{LARGEST_NUMBER}"
+        )
+    return numbers.to(torch.uint16)
 
 
 def _int8(name: str, values: Tensor) -> dict[str, Tensor]:

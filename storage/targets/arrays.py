@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import UsageError
+from storage.targets.kinds import value_faults
 from storage.targets.record import TargetRecord
-from storage.targets.vectors import filled_vectors, mask_vectors, vector_faults
+from storage.targets.vectors import filled_vectors, mask_vectors
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -60,7 +61,7 @@ def target_faults(
     for target in targets:
         values = {name: arrays[f"{target.path}/{name}"] for name in target.arrays()}
         for part in target.parts:
-            for name, where, what in vector_faults(part, values):
+            for name, where, what in value_faults(target, part, values):
                 wrong = where.any(axis=tuple(range(1, where.ndim))) & ok
                 yield f"{target.path}/{name}", wrong, what
             filled = filled_vectors(part, values)

@@ -8,7 +8,7 @@ HSAKD, IJCAI 2021, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from storage.targets.kind_settings import (
     settings_to_json,
 )
 from storage.targets.record import TargetRecord, VectorPart
+from storage.targets.top_k_heads import INDEX, TopK, all_logits, index_faults
 from storage.typed import check_types
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,12 @@ Floats = npt.NDArray[np.float32]
 ROW_ORDER = {1: "image-major n", 4: "image-major 4n+r"}
 JOINT_INDEX = {1: "class", 4: "4*class+rotation"}
 DIRECTION = "ccw"
-STORED = {"pooled": ("int8", "fp16", "fp32"), "dense": ("affine8", "fp16", "fp32")}
+TOP_K = "top-k"
+STORED = {
+    "pooled": ("int8", "fp16", "fp32"),
+    "dense": ("affine8", "fp16", "fp32"),
+    TOP_K: ("fp16",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +47,10 @@ class HeadSpec:
 
     name: of its part and (with `_weight`, `_bias`) constants. width: d of its input.
     classes: C of its output, classes times rotations for a joint head.
-    encoding: "pooled" keeps the input, and the weights once; "dense" keeps the logits.
+    encoding: "pooled" keeps the input, and the weights once; "dense" keeps the logits, "top-k" the
+        largest of them.
     stored: encoding of the part's values.
+    top_k: how many and how well; None but with "top-k".
     """
 
     name: str
@@ -50,25 +58,44 @@ class HeadSpec:
     classes: int
     encoding: str
     stored: str
+    top_k: TopK | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.top_k, dict):
+            object.__setattr__(self, "top_k", TopK(**self.top_k))
         check_types(self)
         if self.encoding not in STORED or self.stored not in STORED[self.encoding]:
             raise UsageError(
                 f"head {self.name} keeps {self.encoding!r} as {self.stored!r}; expected pooled as "
-                f"{', '.join(STORED['pooled'])} or dense as {', '.join(STORED['dense'])}"
+                f"{', '.join(STORED['pooled'])}, dense as {', '.join(STORED['dense'])} or "
+                f"{TOP_K} as fp16"
             )
+        if (self.encoding == TOP_K) != (self.top_k is not None):
+            raise UsageError(f"head {self.name}: {self.encoding} with top_k {self.top_k}")
         if self.width < 1 or self.classes < 1:
             raise UsageError(f"head {self.name} is {self.width} to {self.classes}; expected 1 up")
+        if self.top_k is not None and self.top_k.k >= self.classes:
+            raise UsageError(
+                f"head {self.name} keeps {self.top_k.k} of {self.classes} logits; expected fewer"
+            )
 
-    def part(self, rotations: int) -> VectorPart:
-        """Its vectors of one view: [R, d] or [R, C]."""
+    def parts(self, rotations: int) -> tuple[VectorPart, ...]:
+        """Its vectors of one view: [R, d] or [R, C]; three of "top-k"."""
+        if self.top_k is not None:
+            return self.top_k.parts(self.name, rotations)
         size = self.width if self.encoding == "pooled" else self.classes
-        return VectorPart(name=self.name, shape=(rotations, size), encoding=self.stored)
+        return (VectorPart(name=self.name, shape=(rotations, size), encoding=self.stored),)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `top_k` only where there is one, as in stores of earlier releases."""
+        values = settings_to_json(self)
+        if self.top_k is None:
+            del values["top_k"]
+        return values
 
     def constants(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """(shape, type) of its weights by name; none where logits are kept."""
-        if self.encoding == "dense":
+        if self.encoding != "pooled":
             return {}
         return {
             f"{self.name}_weight": ((self.classes, self.width), "float32"),
@@ -131,10 +158,11 @@ def head_record(
         UsageError: weights that don't fit the heads.
     """
     settings = HeadSettings(rotations=rotations, heads=tuple(heads))
+    plain = {**settings_to_json(settings), "heads": [head.to_json() for head in settings.heads]}
     record = TargetRecord(
         kind="heads", name=name, teacher=teacher, views=views,
-        parts=tuple(head.part(rotations) for head in settings.heads),
-        constants=constants_of(weights), settings=settings_to_json(settings),
+        parts=tuple(part for head in settings.heads for part in head.parts(rotations)),
+        constants=constants_of(weights), settings=plain,
     )  # fmt: skip
     check_heads(record)
     return record
@@ -152,23 +180,39 @@ def check_heads(record: TargetRecord) -> None:
         UsageError: it isn't.
     """
     settings = head_settings(record)
-    expect_parts(record, [head.part(settings.rotations) for head in settings.heads])
+    wanted_parts = [part for head in settings.heads for part in head.parts(settings.rotations)]
+    expect_parts(record, wanted_parts)
     wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for head in settings.heads:
         wanted |= head.constants()
     expect_constants(record, wanted)
 
 
-def head_logits(record: TargetRecord, values: Mapping[str, Array], head: str) -> Floats:
+def head_faults(
+    record: TargetRecord, part: VectorPart, arrays: Mapping[str, Array]
+) -> Iterator[tuple[str, Array, str]]:
+    """What no labelled image may have beside `vectors.vector_faults`: classes that aren't there."""
+    for head in head_settings(record).heads:
+        if head.top_k is not None and part.name == f"{head.name}_{INDEX}":
+            yield from index_faults(part, head.classes, arrays)
+
+
+def head_logits(
+    record: TargetRecord, values: Mapping[str, Array], head: str, temperature: float = 1.0
+) -> Floats:
     """Logits float32 [..., R, C] of one head.
 
     Args:
         values: what `read_target` gives and, for a pooled head, its constants `<head>_weight` and
             `<head>_bias`.
+        temperature: at which the softmax of a "top-k" head will be taken; the others serve any.
     Raises:
-        UsageError: no such head, or its weights are not among the values.
+        UsageError: no such head, its weights are not among the values, or a temperature that a
+            "top-k" head wasn't kept for.
     """
     spec = head_settings(record).head(head)
+    if spec.top_k is not None:
+        return all_logits(spec.top_k, head, spec.classes, values, temperature)
     if spec.encoding == "dense":
         logits: Floats = values[head]
         return logits

@@ -53,6 +53,7 @@ _VALUES: dict[str, tuple[str, int | str]] = {  # encoding -> type and fill value
     "fp16": ("float16", "NaN"),
     "int8": ("int8", -128),  # values are -127 .. 127
     "affine8": ("uint8", 0),
+    "uint16": ("uint16", 65_535),  # whole numbers below it
 }
 _BESIDE = {"int8": ("scale",), "affine8": ("scale", "offset")}
 ENCODINGS = tuple(_VALUES)
@@ -64,7 +65,7 @@ class VectorPart:
 
     name: [a-z0-9_]+, the array is <path>/<name>.
     shape: per view; the last axis is the vector; never empty.
-    encoding: fp32, fp16, int8 or affine8 (vectors.py).
+    encoding: fp32, fp16, int8, affine8 or uint16 (vectors.py).
     """
 
     name: str

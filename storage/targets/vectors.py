@@ -4,6 +4,7 @@ All arithmetic is IEEE float32 (divide, then round half to even), so that a devi
 same gets the same bytes. Error bounds, for |v| <= LIMIT and m the largest |v| of the vector:
 
 * fp32: none; fp16: |v^ - v| <= max(2^-11 |v|, 2^-25).
+* uint16: none, for whole numbers of 0 to 65534; others are refused.
 * int8: |v^ - v| <= 0.50002 scale, scale = m / 127.
 * affine8: |v^ - v| <= 0.5001 scale + 2^-23 m, scale = (max - min) / 255.
 
@@ -28,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 INT8_STEPS = 127
 AFFINE_STEPS = 255
-NO_VALUE = -128  # int8 of masked images
+LARGEST_NUMBER = 65_534  # of uint16; one more stands for masked images
 LIMIT = np.float32(2.0**126)  # beyond it a scale times its steps may overflow
 SMALLEST_SCALE = np.float32(2.0**-126)
 
@@ -40,7 +41,7 @@ def encode_vectors(part: VectorPart, values: Floats) -> dict[str, Array]:
         values: float32 [..., *part.shape].
     Raises:
         UsageError: another type or shape, values that aren't finite or that the encoding can't
-            hold (float16: beyond 65504; 8 bits: beyond 2^126).
+            hold (float16: beyond 65504; 8 bits: beyond 2^126; uint16: other than 0 to 65534).
     """
     if values.dtype != np.float32 or values.shape[-len(part.shape) :] != part.shape:
         raise UsageError(
@@ -53,6 +54,8 @@ def encode_vectors(part: VectorPart, values: Floats) -> dict[str, Array]:
         return {part.name: values.copy()}
     if part.encoding == "fp16":
         return {part.name: _float16(part, values)}
+    if part.encoding == "uint16":
+        return {part.name: _uint16(part, values)}
     if values.size and max(values.max(), -values.min()) > LIMIT:
         raise UsageError(f"{part.name} has values beyond 2^126, which {part.encoding} can't hold")
     return _int8(part, values) if part.encoding == "int8" else _affine8(part, values)
@@ -61,7 +64,7 @@ def encode_vectors(part: VectorPart, values: Floats) -> dict[str, Array]:
 def decode_vectors(part: VectorPart, arrays: Mapping[str, Array]) -> Floats:
     """float32 [..., *part.shape] from a part's arrays by name; NaN for masked images."""
     values = arrays[part.name]
-    if part.encoding in ("fp32", "fp16"):
+    if part.encoding in ("fp32", "fp16", "uint16"):
         return values.astype(np.float32)
     decoded: Floats = values.astype(np.float32)
     decoded *= arrays[f"{part.name}_scale"][..., None]
@@ -89,8 +92,8 @@ def vector_faults(
         values = arrays[name]
         if values.dtype.kind == "f":
             yield name, ~np.isfinite(values), "has values that are not finite"
-        elif spec.dtype == "int8":
-            yield name, values == NO_VALUE, "has a fill value"
+        elif spec.dtype in ("int8", "uint16"):
+            yield name, values == spec.fill, "has a fill value"
     if part.encoding in ("int8", "affine8"):
         yield from _step_faults(part, arrays)
 
@@ -128,6 +131,15 @@ def _float16(part: VectorPart, values: Floats) -> Array:
     if not np.isfinite(half).all():
         raise UsageError(f"{part.name} has values beyond 65504, which fp16 can't hold: use fp32")
     return half
+
+
+def _uint16(part: VectorPart, values: Floats) -> Array:
+    if ((values != np.rint(values)) | (values < 0) | (values > LARGEST_NUMBER)).any():
+        raise UsageError(
+            f"{part.name} has values that uint16 can't hold; expected whole numbers of 0 to "
+            f"{LARGEST_NUMBER}"
+        )
+    return values.astype(np.uint16)
 
 
 def _int8(part: VectorPart, values: Floats) -> dict[str, Array]:

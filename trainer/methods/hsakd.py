@@ -9,6 +9,7 @@ left behind with the method: the student is the plain network.
 from __future__ import annotations
 
 import functools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import StoreMismatch
-from storage.targets.heads import HeadSettings, head_settings
+from storage.targets.heads import HeadSettings, HeadSpec, head_settings
+from storage.targets.top_k_heads import INDEX, LOGIT, TAIL, TopK
 from trainer.batch import Batch
 from trainer.losses import cross_entropy, temperature_kl
 from trainer.method_config import HsakdConfig
@@ -115,7 +117,7 @@ class Hsakd(RotatedMethod):
         )
         self._temperature = config.temperature
         self.branches = Branches(rule, classes).to(memory_format=torch.channels_last)
-        self.stored = StoredHeads(stored)
+        self.stored = StoredHeads(stored, config.temperature)
 
     def joint_logits(self, stages: Sequence[Tensor]) -> dict[str, Tensor]:
         """[4 B, 4 C] of every branch; its loss reaches the student."""
@@ -134,12 +136,20 @@ class Hsakd(RotatedMethod):
 
 
 class StoredHeads(nn.Module):
-    """Logits of a teacher's heads from what a store keeps of them."""
+    """Logits of a teacher's heads from what a store keeps of them.
 
-    def __init__(self, stored: StoredTarget) -> None:
+    Args:
+        temperature: at which their softmax will be taken.
+    Raises:
+        StoreMismatch: a head of which only the largest logits were kept, for other temperatures.
+    """
+
+    def __init__(self, stored: StoredTarget, temperature: float) -> None:
         super().__init__()
         self._heads = head_settings(stored.record).heads
+        self._temperature = temperature
         for head in self._heads:
+            _check_temperature(head, stored.record.path, temperature)
             for name in head.constants():  # the store has them: not part of a checkpoint
                 values = torch.from_numpy(stored.constant(name).copy())
                 self.register_buffer(name, values, persistent=False)
@@ -149,12 +159,24 @@ class StoredHeads(nn.Module):
         """float32 [B, 4, d] or [B, 4, C] by head to logits [4 B, C], row 4 n + r."""
         found = {}
         for head in self._heads:
+            if head.top_k is not None:
+                found[head.name] = self._all_logits(head, head.top_k, values)
+                continue
             rows = values[head.name].flatten(0, 1)
             if head.encoding == "pooled":
                 weight = self.get_buffer(f"{head.name}_weight")
                 rows = rows @ weight.T + self.get_buffer(f"{head.name}_bias")
             found[head.name] = rows
         return found
+
+    def _all_logits(self, head: HeadSpec, kept: TopK, values: Mapping[str, Tensor]) -> Tensor:
+        """`storage.targets.top_k_heads.all_logits` on the device, as rows."""
+        index, logit, tail = (
+            values[f"{head.name}_{name}"].flatten(0, 1) for name in (INDEX, LOGIT, TAIL)
+        )
+        weight = tail[:, kept.place(self._temperature)] - math.log(head.classes - kept.k)
+        level = (self._temperature * weight)[:, None].expand(-1, head.classes)
+        return level.scatter(1, index.long(), logit)
 
 
 def joint_classes(target: Tensor) -> Tensor:
@@ -216,6 +238,16 @@ def _check_heads(settings: HeadSettings, path: str, name: str, branches: int, cl
                 f"{path}: head {head.name} has {head.classes} outputs; expected "
                 f"{wanted[head.name]} for the student's {classes} classes"
             )
+
+
+def _check_temperature(head: HeadSpec, path: str, temperature: float) -> None:
+    if head.top_k is not None and temperature not in head.top_k.temperatures:
+        kept = ", ".join(f"{t:g}" for t in head.top_k.temperatures)
+        raise StoreMismatch(
+            f"{path}: of head {head.name} the {head.top_k.k} largest logits were kept, for "
+            f"temperatures {kept}, and hsakd.temperature is {temperature:g}: take one of these, or "
+            "add heads of another encoding with `labelgen add --heads`"
+        )
 
 
 def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
