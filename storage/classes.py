@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from storage.errors import StoreMismatch
+
 
 def map_classes(
     folder_classes: Sequence[str], teacher_classes: Sequence[str] | None
@@ -31,6 +33,46 @@ def map_classes(
         if min(found) >= 0 and len(set(found)) == len(found):
             return np.array(found, dtype=np.int64)
     return None
+
+
+def number_classes(
+    folder_classes: Sequence[str],
+    classes: Sequence[str] | None,
+    count: int,
+    *,
+    images: str,
+    owner: str,
+    way_out: str = "",
+) -> npt.NDArray[np.int64]:
+    """Number of every folder class among those of a network, for which it can't do without.
+
+    Args:
+        classes: the network's, None when unknown: then there must be as many, in the same order.
+        count: how many it has.
+        images, owner: what has the folder classes and whose the others are, for messages.
+        way_out: what else to do, for messages.
+    Returns:
+        int64 [len(folder_classes)].
+    Raises:
+        StoreMismatch: classes that can't be matched.
+    """
+    if classes is None:
+        if len(folder_classes) == count:
+            return np.arange(count)
+        raise StoreMismatch(
+            f"{images}: {len(folder_classes)} classes, and {owner} has {count}, whose names are "
+            f"not known: their order can't be matched{way_out and '; ' + way_out}"
+        )
+    numbers = map_classes(folder_classes, classes)
+    if numbers is None:
+        unknown = [name for name in folder_classes if name not in set(classes)]
+        unknown = unknown or list(folder_classes)
+        raise StoreMismatch(
+            f"{images}: class {unknown[0]!r} is none of the {count} of {owner} (such as "
+            f"{classes[0]!r}), nor are {len(unknown) - 1} more of {len(folder_classes)}: the class "
+            f"folders must carry the same names{way_out and ', or ' + way_out}"
+        )
+    return numbers
 
 
 def _plain(name: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.chunks import Array
-from storage.classes import map_classes
+from storage.classes import number_classes
 from storage.codecs import TopKCodec, TopKLabels
 from storage.dictionary import DictionaryCodec
 from storage.errors import StoreMismatch, UsageError
@@ -235,18 +235,8 @@ def _own_classes(
     way_out = f"give --middle {thresholds.low:g}, which softens no label"
     if not known or (target[readable] < 0).any():
         raise UsageError(f"some images of the store have no class of their own: {way_out}")
-    if record.classes is None:
-        if len(known) != record.num_classes:
-            raise StoreMismatch(
-                f"the images have {len(known)} classes and {record.name} {record.num_classes}, "
-                f"whose names are not known: their order can't be matched; {way_out}"
-            )
-        return target
-    mapping = map_classes(known, record.classes)
-    if mapping is None:
-        raise StoreMismatch(
-            f"the images' {len(known)} classes (such as {known[0]!r}) are not all among the "
-            f"{record.num_classes} of {record.name} (such as {record.classes[0]!r}) by name: "
-            f"{way_out}"
-        )
-    return np.where(target < 0, -1, mapping[target])
+    numbers = number_classes(
+        known, record.classes, record.num_classes, images="the images", owner=record.name,
+        way_out=way_out,
+    )  # fmt: skip
+    return np.where(target < 0, -1, numbers[target])

@@ -416,7 +416,7 @@ def test_hard_targets_are_the_teachers_classes(world):
 def test_classes_that_the_teacher_does_not_have_are_refused_with_the_way_out(world):
     data, _, config = joined(world)
     other = replace(config.student, classes=("class2", "class0", "bird"))
-    with pytest.raises(StoreMismatch, match=r"class 'class1' of the images is none .* or the way"):
+    with pytest.raises(StoreMismatch, match=r"class 'class1' is none of the 3 .* or the way"):
         with_student_classes(data, other, "the way")
     turned = replace(config.student, classes=("class2", "class0", "class1"))
     found = with_student_classes(data, turned, "the way").target

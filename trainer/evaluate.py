@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from storage.classes import map_classes
-from storage.errors import BadImage, StoreMismatch, UsageError
+from storage.classes import number_classes
+from storage.errors import BadImage, UsageError
 from storage.images import ImageFolder
 from storage.pixels import INTERPOLATIONS
 from trainer.config import StudentConfig
@@ -128,23 +128,11 @@ def student_targets(folder: ImageFolder, student: StudentConfig) -> npt.NDArray[
         raise UsageError(
             f"{folder.root} has no class folders: evaluation needs root/class/image files"
         )
-    if student.classes is None and len(folder.classes) != student.num_classes:
-        raise StoreMismatch(
-            f"{folder.root} has {len(folder.classes)} classes and the student "
-            f"{student.num_classes}, whose names are not known: their order can't be matched"
-        )
-    if student.classes is None:
-        return np.asarray(folder.targets, dtype=np.int64)
-    mapping = map_classes(folder.classes, student.classes)
-    if mapping is None:
-        unknown = [name for name in folder.classes if name not in set(student.classes)]
-        example = unknown[0] if unknown else folder.classes[0]
-        raise StoreMismatch(
-            f"{folder.root}: class {example!r} is none of the student's {student.num_classes} "
-            f"(such as {student.classes[0]!r}); the class folders must carry the same names"
-        )
-    targets: npt.NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[np.array(folder.targets)]
-    return targets
+    numbers = number_classes(
+        folder.classes, student.classes, student.num_classes, images=str(folder.root),
+        owner="the student",
+    )  # fmt: skip
+    return numbers[np.array(folder.targets, np.int64)]
 
 
 @torch.no_grad()

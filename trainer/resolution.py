@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from storage.errors import UsageError
 from trainer.config import StudentConfig
-from trainer.models.feature_tap import noise_batch
+from trainer.models.feature_tap import crops_of, noise_batch
+
+WAY_OUT = "take another student, or leave the resolution section out"
 
 
 @torch.no_grad()
@@ -23,13 +24,7 @@ def check_sides(student: nn.Module, sides: Iterable[int], config: StudentConfig)
     student.eval()
     try:
         for side in sorted(set(sides) - {config.input_size}):
-            try:
+            with crops_of(side, config.arch, WAY_OUT):
                 student(noise_batch(side, device))
-            except (RuntimeError, AssertionError, ValueError) as error:
-                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                raise UsageError(
-                    f"student {config.arch} can't take crops of {side} pixels a side "
-                    f"({reason[0]}): take another student, or leave the resolution section out"
-                ) from error
     finally:
         student.train(was_training)

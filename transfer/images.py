@@ -16,7 +16,6 @@ from PIL import Image
 from storage.atomic import TEMPORARY
 from storage.errors import UsageError
 from storage.images import ImageFolder, content_digest, scan_folder
-from storage.pixels import decode_rgb
 
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's val: file, class, box, by tabs
 
@@ -93,13 +92,13 @@ class FolderImages:
     def content(self, row: int) -> bytes:
         """The encoded file."""
         try:
-            return self.folder.path(row).read_bytes()
+            return self.folder.read(row).data
         except OSError:
             return b""
 
     def decode(self, row: int) -> Image.Image:
         """The decoded file."""
-        return decode_rgb(self.folder.path(row).read_bytes())
+        return self.folder.read(row).rgb()
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The file itself."""

@@ -56,7 +56,11 @@ def branched_name(name: str) -> str:
 
 def plain_name(name: str) -> str:
     """Inverse of `branched_name`: the network without its branches."""
-    plain = name.removeprefix(BRANCHED)
+    return library_name(name.removeprefix(BRANCHED))
+
+
+def library_name(plain: str) -> str:
+    """`tv-NAME` and `timm-NAME`, as names of made-up networks have them, with a colon again."""
     library, _, rest = plain.partition("-")
     return f"{library}:{rest}" if library in ("tv", "timm") else plain
 

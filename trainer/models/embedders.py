@@ -12,16 +12,14 @@ from collections.abc import Callable
 from torch import nn
 
 from storage.errors import UsageError
+from trainer.models import library_name
 
 HEADLESS = "headless-"
-_LIBRARIES = ("tv", "timm")
 
 
 def plain_name(name: str) -> str:
     """The network inside: `mlp-tv-resnet50` is `tv:resnet50` with another head."""
-    plain = name.partition("-")[2]
-    library, _, rest = plain.partition("-")
-    return f"{library}:{rest}" if library in _LIBRARIES else plain
+    return library_name(name.partition("-")[2])
 
 
 def create_embedder(name: str, outputs: int, create: Callable[[str, int], nn.Module]) -> nn.Module:

@@ -58,6 +58,22 @@ def noise_batch(size: int, device: torch.device | str = "cpu") -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
+@contextmanager
+def crops_of(side: int, name: str, way_out: str) -> Iterator[None]:
+    """Says of what fails inside that student `name` can't take crops of `side` pixels.
+
+    Raises:
+        UsageError: anything failed.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise UsageError(
+            f"student {name} can't take crops of {side} pixels a side ({reason[0]}): {way_out}"
+        ) from error
+
+
 @torch.inference_mode()
 def find_head(model: nn.Module, batch: Tensor) -> Head | None:
     """The last Linear layer whose output is the network's, None where there is none."""

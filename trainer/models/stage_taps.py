@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import UsageError
-from trainer.models.feature_tap import noise_batch
+from trainer.models.feature_tap import crops_of, noise_batch
 from trainer.models.tails import CHANNELS_LAST, MAP, SEQUENCE, from_tokens, to_tokens
 from trainer.models.taps import OUTPUT, Listener, Tap, bare
 
@@ -100,14 +100,8 @@ def tap_stages(model: nn.Module, input_size: int, name: str) -> StageTaps:
             f"student {name} has no stages that this release knows (it knows {FAMILIES}): take one "
             "of these"
         )
-    try:
+    with crops_of(input_size, name, "give its own with --size, or take another student"):
         shapes = _shapes(model, places, input_size)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise UsageError(
-            f"student {name} can't take crops of {input_size} pixels a side ({reason[0]}): give "
-            "its own with --size, or take another student"
-        ) from error
     return StageTaps(model, places, shapes)
 
 

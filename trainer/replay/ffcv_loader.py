@@ -16,7 +16,7 @@ from storage.beton import FIELDS, REENCODED_FIELDS
 from storage.errors import BadImage, TrainingError, UsageError
 from trainer.replay.beton import Beton
 from trainer.replay.epoch import ReplayBatch, ReplayLoader
-from trainer.replay.reference import cut_packed, is_as_packed, read_packed
+from trainer.replay.reference import cut_packed, read_packed
 
 
 @contextlib.contextmanager
@@ -214,10 +214,8 @@ class FFCVReplayLoader(ReplayLoader):
         one may be met here first. Bytes that have changed since stay a failure.
         """
         record = self.beton.records[row]
-        if not is_as_packed(self.beton.path, record):
-            return False
         try:
-            image = read_packed(self.beton.path, record, self.contract)
+            image = read_packed(self.beton.path, record, self.contract, unchanged_jpeg=True)
         except BadImage:
             return False
         cut_packed(image, box, flip, draw, self.contract, self.augment, out)

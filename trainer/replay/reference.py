@@ -15,17 +15,26 @@ from storage.pixels import PixelContract, decode_rgb, pad_image
 from trainer.replay.encode import MODE_JPEG
 
 
-def read_packed(path: Path, record: np.void, contract: PixelContract) -> Image.Image:
+def read_packed(
+    path: Path, record: np.void, contract: PixelContract, *, unchanged_jpeg: bool = False
+) -> Image.Image:
     """The padded image of a beton's row.
 
+    Args:
+        unchanged_jpeg: only a JPEG whose bytes are those that were packed.
     Raises:
-        BadImage: it is masked, can't be decoded, or has another size than was packed.
+        BadImage: it is masked, can't be decoded, has another size than was packed, or isn't what
+            `unchanged_jpeg` asks for.
     """
     if record["status"] != ImageStatus.OK:
         raise BadImage("masked")
     height, width = int(record["height"]), int(record["width"])
-    data = _payload(path, record)
-    if record["mode"] == MODE_JPEG:
+    size, start = int(record["size"]), int(record["ptr"])
+    data = np.fromfile(path, np.uint8, count=size, offset=start).tobytes()
+    is_jpeg = record["mode"] == MODE_JPEG
+    if unchanged_jpeg and not (is_jpeg and content_digest(data) == record["digest"].tobytes()):
+        raise BadImage("not the JPEG that was packed")
+    if is_jpeg:
         image = decode_rgb(data)
     elif len(data) == 3 * height * width:
         image = Image.frombytes("RGB", (width, height), data)
@@ -55,15 +64,3 @@ def cut_packed(
             image, box[view], bool(flip[view]), out.shape[1], contract.interpolation, augment,
             None if draw is None else draw[view],
         )  # fmt: skip
-
-
-def is_as_packed(path: Path, record: np.void) -> bool:
-    """Whether a JPEG's bytes are still those that were packed."""
-    if record["mode"] != MODE_JPEG:
-        return False
-    return bool(content_digest(_payload(path, record)) == record["digest"].tobytes())
-
-
-def _payload(path: Path, record: np.void) -> bytes:
-    size, start = int(record["size"]), int(record["ptr"])
-    return np.fromfile(path, np.uint8, count=size, offset=start).tobytes()
