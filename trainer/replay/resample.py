@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numba import njit
 
-from trainer.replay.simd import CHUNK, ROWS, TAPS, horizontal_step, vertical_step
+from trainer.replay.simd import CHUNK, COLUMNS, ROWS, TAPS, horizontal_step, vertical_step
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # filter radius in pixels; names the filter as well
 _WEIGHT_BITS = 15  # int16
@@ -103,20 +103,28 @@ def cut(canvas, canvas_width, top, left, height, width, flip, support, out):  # 
     """
     size = out.shape[0]
     row_bytes = 3 * size
-    pitch = (row_bytes + 4 + CHUNK - 1) // CHUNK * CHUNK
+    columns = (size + COLUMNS - 1) // COLUMNS * COLUMNS
+    pitch = (3 * columns + 4 + CHUNK - 1) // CHUNK * CHUNK
     between = np.empty((height + ROWS) * pitch, np.uint8)
     first, count, weight, precision = weights(width, size, support)
     canvas_pitch = 4 * canvas_width
     origin = canvas.ctypes.data + top * canvas_pitch + 4 * left
     stride = weight.shape[1] * 2
+    steps = (count.max() + TAPS - 1) // TAPS
+    starts = np.zeros(columns, np.int64)
+    ordered = np.zeros((columns, weight.shape[1]), np.int16)
+    for column in range(size):
+        i = size - 1 - column if flip else column
+        starts[column] = first[i]
+        ordered[column] = weight[i]
     for row in range(0, height, ROWS):
         source = origin + row * canvas_pitch
         target = between.ctypes.data + row * pitch
-        for column in range(size):
-            i = size - 1 - column if flip else column
+        for column in range(0, columns, COLUMNS):
             horizontal_step(
-                source + 4 * first[i], canvas_pitch, weight.ctypes.data + i * stride,
-                (count[i] + TAPS - 1) // TAPS, target + 3 * column, pitch, precision,
+                source, canvas_pitch, starts.ctypes.data + 8 * column,
+                ordered.ctypes.data + column * stride, stride, steps, target + 3 * column, pitch,
+                precision,
             )  # fmt: skip
     if height != width:
         first, count, weight, precision = weights(height, size, support)
@@ -131,9 +139,9 @@ def cut(canvas, canvas_width, top, left, height, width, flip, support, out):  # 
         taps = weight.ctypes.data + row * stride
         pairs = (count[row] + 1) // 2
         for start in range(0, target_pitch - CHUNK, CHUNK):
-            vertical_step(source + start, pitch, taps, pairs, target + start, 0, precision)
+            vertical_step(source + start, pitch, taps, pairs, target + start, precision)
         last = target_pitch - CHUNK  # overlaps the chunk before it: nothing is written beyond
-        vertical_step(source + last, pitch, taps, pairs, target + last, 0, precision)
+        vertical_step(source + last, pitch, taps, pairs, target + last, precision)
     if narrow:
         for row in range(size):
             for column in range(size):

@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 ROWS = 4  # rows of one horizontal step
+COLUMNS = 4  # output pixels of one horizontal step; a row of them is 16 bytes before X is dropped
 TAPS = 4  # taps of one horizontal step; weight rows are padded with zeros to a multiple
 CHUNK = 32  # bytes of one vertical step
 FLOATS = 48  # values of one step of normalisation: whole pixels and whole cache lines
@@ -86,30 +87,27 @@ def _as_word(builder: Any, value: Any, word: Any) -> Any:
     return builder.zext(value, word) if value.type.width < word.width else value
 
 
-_SIGNATURE = types.void(
-    types.uintp, types.uintp, types.uintp, types.intp, types.uintp, types.uintp, types.int32
-)
+def _kernel(body: Callable[..., None], *parameters: Any) -> tuple[Any, Callable[..., Any]]:
+    """What an intrinsic gives numba: a signature, and `body` as its code."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        body(builder, *values)
+        return context.get_dummy_value()
+
+    return types.void(*parameters), codegen
 
 
-def _kernel(body: Callable[..., None]) -> Callable[..., Any]:
-    def typer(typingctx: Any, *arguments: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            body(builder, *values)
-            return context.get_dummy_value()
-
-        return _SIGNATURE, codegen
-
-    return typer
-
-
-def _horizontal(
-    builder: Any, src: Any, src_pitch: Any, weights: Any, steps: Any, dst: Any, dst_pitch: Any,
-    shift: Any,
-) -> None:  # fmt: skip
+def _resized_pixel(
+    builder: Any, src: Any, src_pitch: Any, weights: Any, steps: Any, shift: Any
+) -> Any:
+    """int32 [4 ROWS] sums of one output pixel of `ROWS` rows, four channels after four."""
     word = src.type
-    half = _rounding_half(builder, shift)
-    sums = _vector(_I32, 4)
-    totals = [cgutils.alloca_once_value(builder, _splat(builder, half, 4)) for _ in range(ROWS)]
+    # lanes 0 to 3 are R, G, B, X of taps 0 and 1, lanes 4 to 7 of taps 2 and 3
+    start = _shuffle(
+        builder, _splat(builder, _rounding_half(builder, shift), 4),
+        ir.Constant(_vector(_I32, 4), [0] * 4), range(8),
+    )  # fmt: skip
+    totals = [cgutils.alloca_once_value(builder, start) for _ in range(ROWS)]
     rows = [src]
     for _ in range(ROWS - 1):
         rows.append(builder.add(rows[-1], src_pitch))
@@ -128,25 +126,48 @@ def _horizontal(
                 builder, pixels, [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
             )
             pairs = _multiply_add_pairs(builder, paired, lanes)
-            four = builder.add(
-                _permute(builder, pairs, range(4)), _permute(builder, pairs, range(4, 8))
-            )
-            builder.store(builder.add(builder.load(total), four), total)
-    loaded = [builder.load(total) for total in totals]
-    assert loaded[0].type == sums
-    halves = [_shuffle(builder, loaded[i], loaded[i + 1], range(8)) for i in (0, 2)]
-    packed = _to_bytes(builder, _shuffle(builder, halves[0], halves[1], range(16)), shift)
-    words = builder.bitcast(packed, _vector(_I32, ROWS))
+            builder.store(builder.add(builder.load(total), pairs), total)
+    eights = [builder.load(total) for total in totals]
+    fours = [
+        builder.add(_permute(builder, one, range(4)), _permute(builder, one, range(4, 8)))
+        for one in eights
+    ]
+    return _joined(builder, fours)
+
+
+def _joined(builder: Any, parts: Sequence[Any]) -> Any:
+    """Vectors of equal width, a power of two of them, one after the other."""
+    while len(parts) > 1:
+        lanes = range(2 * parts[0].type.count)
+        parts = [_shuffle(builder, parts[i], parts[i + 1], lanes) for i in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def _horizontal(
+    builder: Any, src: Any, src_pitch: Any, first: Any, weights: Any, stride: Any, steps: Any,
+    dst: Any, dst_pitch: Any, shift: Any,
+) -> None:  # fmt: skip
+    word = src.type
+    pixels = []
+    for column in range(COLUMNS):
+        place = builder.add(first, ir.Constant(word, 8 * column))
+        start = builder.mul(_load(builder, place, word), ir.Constant(word, 4))
+        sums = _resized_pixel(builder, builder.add(src, start), src_pitch, weights, steps, shift)
+        pixels.append(_to_bytes(builder, sums, shift))  # RGBX of each row
+        weights = builder.add(weights, stride)
+    block = _joined(builder, pixels)  # [COLUMNS, ROWS, RGBX]
     target = dst
     for row in range(ROWS):
-        _store(builder, builder.extract_element(words, ir.Constant(_I32, row)), target)
+        lanes = [
+            4 * (ROWS * column + row) + channel for column in range(COLUMNS) for channel in range(3)
+        ]
+        _store(builder, _permute(builder, block, lanes + lanes[:4]), target)
         target = builder.add(target, dst_pitch)
 
 
 def _vertical(
-    builder: Any, src: Any, src_pitch: Any, weights: Any, pairs: Any, dst: Any, unused: Any,
-    shift: Any,
-) -> None:  # fmt: skip
+    builder: Any, src: Any, src_pitch: Any, weights: Any, pairs: Any, dst: Any, shift: Any
+) -> None:
     word = src.type
     total = cgutils.alloca_once_value(
         builder, _splat(builder, _rounding_half(builder, shift), CHUNK)
@@ -170,23 +191,28 @@ def _vertical(
 
 
 @intrinsic
-def horizontal_step(typingctx, src, src_pitch, weights, steps, dst, dst_pitch, shift):  # type: ignore[no-untyped-def]
-    """One output pixel of `ROWS` rows.
+def horizontal_step(  # type: ignore[no-untyped-def]
+    typingctx, src, src_pitch, first, weights, stride, steps, dst, dst_pitch, shift
+):
+    """`COLUMNS` output pixels of `ROWS` rows.
 
-    Addresses: `src` of the first tap's RGBX pixel in the first row, `weights` of int16
-    [steps * TAPS], `dst` of the RGB output pixel; four bytes are stored there in every row,
-    the fourth is garbage that the next pixel overwrites.
+    Addresses: `src` of the first row's RGBX pixels, `first` of int64 [COLUMNS], the pixel of each
+    output's first tap, `weights` of its int16 [steps * TAPS], `stride` bytes from one to the
+    next, `dst` of the first RGB output pixel; 16 bytes are stored there in every row, the last
+    four are garbage that the next pixels overwrite.
     """
-    return _kernel(_horizontal)(typingctx)
+    addresses = [types.uintp] * 5
+    return _kernel(_horizontal, *addresses, types.intp, types.uintp, types.uintp, types.int32)
 
 
 @intrinsic
-def vertical_step(typingctx, src, src_pitch, weights, pairs, dst, unused, shift):  # type: ignore[no-untyped-def]
+def vertical_step(typingctx, src, src_pitch, weights, pairs, dst, shift):  # type: ignore[no-untyped-def]
     """`CHUNK` bytes of one output row from `2 * pairs` rows of uint8.
 
     Addresses: `src` of the chunk in the first tap's row, `weights` of int16 [2 * pairs].
     """
-    return _kernel(_vertical)(typingctx)
+    addresses = [types.uintp] * 3
+    return _kernel(_vertical, *addresses, types.intp, types.uintp, types.int32)
 
 
 _FLOATS_SIGNATURE = types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.intp)
