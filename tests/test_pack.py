@@ -104,14 +104,21 @@ def test_an_existing_file_is_kept_unless_overwriting(odd_folder, tmp_path):
     assert Beton.open(out).num_rows == len(odd_folder)
 
 
-def test_no_space_left_leaves_the_old_file_and_nothing_else(odd_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("writes_left", [0, 3])
+def test_no_space_left_leaves_the_old_file_and_nothing_else(
+    odd_folder, tmp_path, monkeypatch, writes_left
+):
     out = tmp_path / "a.beton"
     out.write_bytes(b"old")
+    written = []
 
-    def full(self):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def filling(file, parts, start, write=os.pwritev):
+        if len(written) == writes_left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(start)
+        return write(file, parts, start)
 
-    monkeypatch.setattr(layout.BetonWriter, "finish", full)
+    monkeypatch.setattr(layout.os, "pwritev", filling)
     with pytest.raises(OSError, match="No space left") as caught:
         pack(odd_folder, out, overwrite=True)
     assert caught.value.filename == str(out)
