@@ -248,6 +248,9 @@ def test_published_settings_and_what_goes_over_them():
     assert (mobile.lr, mobile.stride, mobile.aux_weight) == (0.006, 32, 0.0)
     assert resolve("voc", "tv:resnet18", {}).scale == (0.5, 1.5)
     assert resolve("folder", "tv:mobilenet_v2", {"decoder": "deeplabv3plus"}).stride == 8
+    adamw = resolve("ade20k", "tv:vit_b_16", {"optimizer": "adamw", "lr": None, "power": 0.9})
+    assert (adamw.lr, adamw.weight_decay, adamw.power, adamw.head_factor) == (6e-5, 0.01, 0.9, 1.0)
+    assert resolve("ade20k", "tv:resnet18", {"optimizer": "sgd"}) == PRESETS["ade20k"]
     assert PRESETS.keys() == {"cityscapes", "voc", "ade20k", "folder"}
 
 
@@ -262,6 +265,7 @@ def test_published_settings_and_what_goes_over_them():
         ({"window_stride": 0.0}, "--window-stride is 0.0"),
         ({"test_scales": ()}, r"--test-scales are \[\]"),
         ({"test_side": 3}, "--test-side is 3"),
+        ({"optimizer": "adam"}, "--optimizer is 'adam'; expected one of sgd, adamw"),
         ({"head_factor": 0.0}, "--head-factor is 0.0"),
         ({"aux_weight": -1.0}, "--aux-weight is -1.0"),
         ({"test": "all"}, "--test is 'all'"),

@@ -232,14 +232,23 @@ def test_a_run_with_a_vit_and_scratch_ends_in_a_network_that_can_be_read(tmp_pat
     student = write_student(tmp_path / "student.safetensors", ARCH, size=OWN_SIZE)
     task = TaskOptions(out=tmp_path / "out", compare=("scratch",), seeds=1, epochs=1, batch_size=3,
                        lr=0.001, device="cpu", workers=1)  # fmt: skip
-    changes = {"decoder": "segformer", "crop": 64, "test": "whole", "test_scales": (0.7, 1.5)}
+    changes = {
+        "optimizer": "adamw",
+        "decoder": "segformer",
+        "crop": 64,
+        "test": "whole",
+        "test_scales": (0.7, 1.5),
+    }
     values = run_segment(
         SegmentRequest(student=student, data=str(write_set(tmp_path / "set")), task=task,
                        changes=changes, overlays=1)
     )  # fmt: skip
     assert values["starts"].keys() == {"student", "scratch"}
+    assert values["settings"]["optimizer"] == "adamw" and values["settings"]["lr"] == 0.001
     saved = tmp_path / "out" / "student" / "seed0" / NETWORK_NAME
     network, config, _ = load_segmenter(saved)
-    checkpoint = torch.load(saved.parent / "checkpoint.pt", weights_only=True)["model"]
-    assert all(torch.equal(checkpoint[n], t) for n, t in network.state_dict().items())
+    checkpoint = torch.load(saved.parent / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(checkpoint["model"][n], t) for n, t in network.state_dict().items())
+    groups = checkpoint["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0, 0.01, 0.0]  # AdamW's vectors
     assert config.arch == ARCH and network(torch.zeros(1, 3, 40, 90)).shape == (1, 3, 40, 90)
