@@ -203,7 +203,6 @@ def test_each_decoder_of_pyramids_learns_from_images_of_any_size(decoder):
 
 
 def test_what_no_token_map_serves_is_refused_in_one_line():
-    known = set(smp.encoders.encoders)
     for decoder in ("pspnet", "deeplabv3", "deeplabv3plus", "pan"):
         with pytest.raises(UsageError, match=rf"{decoder} dilates .* timm:test_vit has no stages: "
                            r"give --decoder and one of fpn, upernet, unet"):  # fmt: skip
@@ -212,8 +211,14 @@ def test_what_no_token_map_serves_is_refused_in_one_line():
         settings(output_stride=8)
     with pytest.raises(UsageError, match="a student of 3 blocks has no 4 maps"):
         quarter_ends(3)
-    check_start(scratch(ARCH, OWN_SIZE), settings("fpn"), 3)
-    assert set(smp.encoders.encoders) == known  # smp's own table is left as it was
+
+
+def test_a_network_made_for_one_size_takes_others_and_smps_table_is_left_as_it_was():
+    arch = "timm:test_vit3"  # with register tokens, an attention pool and no class token
+    with pytest.raises(AssertionError, match="Input height"):
+        build(scratch(arch, OWN_SIZE), 0)(torch.zeros(1, 3, 64, 64))
+    check_start(scratch(arch, OWN_SIZE), settings("fpn"), 3)
+    assert not [name for name in smp.encoders.encoders if "teachonce" in name]
 
 
 @pytest.mark.parametrize(
