@@ -9,7 +9,7 @@ import click
 
 from storage.cli_common import print_result
 from transfer.options import FILE, Numbers, take_options, task_options
-from transfer.segment.settings import DECODERS, OPTIMIZERS, TESTS
+from transfer.segment.settings import DECODERS, TESTS
 
 PUBLISHED = "[default: as published]"
 
@@ -42,7 +42,7 @@ def _switch(name: str, text: str) -> Any:
 @click.option("--crop", type=int, help="Side of training crops and test windows [default: 512].")
 @click.option("--scale", type=float, nargs=2,
               help=f"Smallest and largest factor of an image's sides {PUBLISHED}.")  # fmt: skip
-@click.option("--optimizer", type=click.Choice(sorted(OPTIMIZERS)),
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]),
               help="adamw, as for ViTs, sets --lr, --weight-decay, --power and --head-factor, too "
               "[default: sgd].")  # fmt: skip
 @click.option("--rotate", type=click.FloatRange(0, 180), help="Largest angle [default: 10].")

@@ -8,6 +8,12 @@ from typing import Any
 from trainer.checks import require
 
 IGNORED = 255  # in targets: counts in no loss and no score
+# Optimiser -> its values in place of a preset's. AdamW's are those of mmsegmentation's UPerNet on
+# ViT-B/16 (its configs/vit), where the decoder learns at the encoder's rate.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {},
+    "adamw": {"lr": 6e-5, "weight_decay": 0.01, "power": 1.0, "head_factor": 1.0},
+}
 # Name -> output strides that segmentation-models-pytorch can give its encoder there.
 DECODERS: dict[str, tuple[int, ...]] = {
     "pspnet": (8, 16, 32),
@@ -23,12 +29,6 @@ DECODERS: dict[str, tuple[int, ...]] = {
     "segformer": (32,),
 }
 TESTS = ("window", "whole")
-# Optimiser -> its values in place of a preset's. AdamW's are those of mmsegmentation's UPerNet on
-# ViT-B/16 (its configs/vit), where the decoder learns at the encoder's rate.
-OPTIMIZERS: dict[str, dict[str, float]] = {
-    "sgd": {},
-    "adamw": {"lr": 6e-5, "weight_decay": 0.01, "power": 1.0, "head_factor": 1.0},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
