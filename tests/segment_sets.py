@@ -46,13 +46,13 @@ def write_classes(root: Path, **values: object) -> None:
     (root / "classes.json").write_text(json.dumps(values))
 
 
-def write_student(path: Path, arch: str = ARCH, seed: int = 0) -> Path:
+def write_student(path: Path, arch: str = ARCH, seed: int = 0, size: int = 64) -> Path:
     """A random student as a safetensors file."""
     torch.manual_seed(seed)
     config = StudentConfig(
         arch=arch,
         num_classes=3,
-        input_size=64,
+        input_size=size,
         mean=(0.5, 0.4, 0.6),
         std=(0.25, 0.25, 0.25),
         interpolation="bilinear",

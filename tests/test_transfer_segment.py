@@ -23,13 +23,8 @@ from transfer.options import TaskOptions
 from transfer.results import read_results
 from transfer.segment.evaluate import Judge, Predictor, window_places
 from transfer.segment.keep import NETWORK_NAME, load_segmenter
-from transfer.segment.model import (
-    build_segmenter,
-    check_encoder,
-    check_start,
-    encoder_name,
-    load_encoder,
-)
+from transfer.segment.loading import check_encoder, load_encoder
+from transfer.segment.model import build_segmenter, check_start, encoder_name
 from transfer.segment.overlay import palette, segment_overlay
 from transfer.segment.run import SegmentRequest, pixel_loss, run_segment
 from transfer.segment.settings import IGNORED, PRESETS, SegmentSettings, resolve
@@ -90,15 +85,15 @@ def test_an_encoder_that_computes_something_else_is_refused():
         check_encoder(encoder, student, 64, ARCH)
     state = student.state_dict()
     name = next(iter(state))
-    with pytest.raises(UsageError, match=r"1 of \d+ tensors of smp's encoder"):
+    with pytest.raises(UsageError, match=r"1 of \d+ tensors of the encoder"):
         load_encoder(encoder, {k: v for k, v in state.items() if k != name}, ARCH)
 
 
 def test_students_without_an_encoder_are_refused_by_name():
     with pytest.raises(UsageError, match=r"no encoder that is resnet20: take a student of timm:"):
         encoder_name("resnet20")
-    with pytest.raises(UsageError, match=r"can't make an encoder of tu-vit_tiny_patch16_224 "):
-        check_start(scratch("timm:vit_tiny_patch16_224", 224), SegmentSettings(), 3)
+    with pytest.raises(UsageError, match=r"can't make an encoder of tu-mixer_s32_224 "):
+        check_start(scratch("timm:mixer_s32_224", 224), SegmentSettings(), 3)
 
 
 @pytest.mark.parametrize("stride", [8, 32])
@@ -253,6 +248,9 @@ def test_published_settings_and_what_goes_over_them():
     assert (mobile.lr, mobile.stride, mobile.aux_weight) == (0.006, 32, 0.0)
     assert resolve("voc", "tv:resnet18", {}).scale == (0.5, 1.5)
     assert resolve("folder", "tv:mobilenet_v2", {"decoder": "deeplabv3plus"}).stride == 8
+    adamw = resolve("ade20k", "tv:vit_b_16", {"optimizer": "adamw", "lr": None, "power": 0.9})
+    assert (adamw.lr, adamw.weight_decay, adamw.power, adamw.head_factor) == (6e-5, 0.01, 0.9, 1.0)
+    assert resolve("ade20k", "tv:resnet18", {"optimizer": "sgd"}) == PRESETS["ade20k"]
     assert PRESETS.keys() == {"cityscapes", "voc", "ade20k", "folder"}
 
 
@@ -267,6 +265,7 @@ def test_published_settings_and_what_goes_over_them():
         ({"window_stride": 0.0}, "--window-stride is 0.0"),
         ({"test_scales": ()}, r"--test-scales are \[\]"),
         ({"test_side": 3}, "--test-side is 3"),
+        ({"optimizer": "adam"}, "--optimizer is 'adam'; expected one of sgd, adamw"),
         ({"head_factor": 0.0}, "--head-factor is 0.0"),
         ({"aux_weight": -1.0}, "--aux-weight is -1.0"),
         ({"test": "all"}, "--test is 'all'"),

@@ -42,6 +42,9 @@ def _switch(name: str, text: str) -> Any:
 @click.option("--crop", type=int, help="Side of training crops and test windows [default: 512].")
 @click.option("--scale", type=float, nargs=2,
               help=f"Smallest and largest factor of an image's sides {PUBLISHED}.")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]),
+              help="adamw, as for ViTs, sets --lr, --weight-decay, --power and --head-factor, too "
+              "[default: sgd].")  # fmt: skip
 @click.option("--rotate", type=click.FloatRange(0, 180), help="Largest angle [default: 10].")
 @_switch("blur", "Blur half of the crops")
 @_switch("photometric", "Change the colours of crops")

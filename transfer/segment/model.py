@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from storage.errors import UsageError
 from trainer.models import canonical_name
-from trainer.models.feature_tap import noise_batch
-from trainer.models.taps import OUTPUT, Listener, Tap
 from transfer.extra import load_extra
-from transfer.segment.settings import SegmentSettings
+from transfer.segment.loading import check_encoder, load_encoder
+from transfer.segment.settings import DECODERS, SegmentSettings
+from transfer.segment.tokens import (
+    TokenDecoder,
+    is_plain_vit,
+    lent_to_smp,
+    make_token_encoder,
+)
 from transfer.starts import Start, build
 
-LARGEST_DIFFERENCE = 1e-5  # of the encoder's maps from the student's, relative above 1
 PAD_TO = 32  # what smp's decoders take: sides divisible by it
 # torchvision networks whose encoder in smp has torchvision's own names and shapes.
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
@@ -26,6 +30,8 @@ _SMP_NAMES = {"pspnet": "PSPNet", "deeplabv3": "DeepLabV3", "deeplabv3plus": "De
               "pan": "PAN", "fpn": "FPN", "upernet": "UPerNet", "unet": "Unet",
               "unetplusplus": "UnetPlusPlus", "manet": "MAnet", "linknet": "Linknet",
               "segformer": "Segformer"}  # fmt: skip
+# Decoders of a pyramid as it is; the others dilate the encoder's last stages, which no ViT has.
+_OF_PYRAMIDS = tuple(name for name, strides in DECODERS.items() if strides == (PAD_TO,))
 
 
 class Segmenter(nn.Module):
@@ -42,6 +48,7 @@ class Segmenter(nn.Module):
     def __init__(self, network: nn.Module, aux: nn.Module | None) -> None:
         super().__init__()
         self.network, self.aux = network, aux
+        self._pad_to: int = getattr(network.encoder, "pad_to", PAD_TO)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of normalised images: [B, 3, H, W] -> [B, C, H, W].
@@ -49,7 +56,7 @@ class Segmenter(nn.Module):
         In training with a second head, those of both.
         """
         height, width = images.shape[2:]
-        padded = F.pad(images, (0, -width % PAD_TO, 0, -height % PAD_TO))
+        padded = F.pad(images, (0, -width % self._pad_to, 0, -height % self._pad_to))
         maps = self.network.encoder(padded)
         logits = self.network.segmentation_head(self.network.decoder(maps))
         if self.aux is None or not self.training:
@@ -82,7 +89,7 @@ def build_segmenter(
     arch = start.config.arch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _make_network(encoder_name(arch), settings, num_classes)
+        network = _make_network(arch, settings, num_classes)
         aux = _make_aux(network, num_classes) if settings.aux_weight else None
     load_encoder(network.encoder, build(start, seed).state_dict(), arch)
     return Segmenter(network, aux)
@@ -96,7 +103,8 @@ def check_start(start: Start, settings: SegmentSettings, num_classes: int) -> No
             the decoder needs larger crops.
     """
     arch, student = start.config.arch, build(start, seed=0)
-    encoder = _make_encoder(encoder_name(arch))
+    _refuse_decoder(settings.decoder, arch)
+    encoder = make_token_encoder(arch) if is_plain_vit(arch) else _make_encoder(encoder_name(arch))
     load_encoder(encoder, student.state_dict(), arch)
     check_encoder(encoder, student, start.config.input_size, arch)
     _try_out(build_segmenter(start, settings, num_classes, seed=0), settings)
@@ -129,8 +137,17 @@ def encoder_name(arch: str) -> str:
         return f"tu-{plain}"
     raise UsageError(
         f"segmentation-models-pytorch has no encoder that is {arch}: take a student of timm:..., "
-        f"or tv: and one of {', '.join(_TORCHVISION)}"
+        f"or tv: and one of {', '.join(_TORCHVISION)}, vit_..."
     )
+
+
+def _refuse_decoder(decoder: str, arch: str) -> None:
+    """See that a plain ViT has a decoder that takes its pyramid."""
+    if is_plain_vit(arch) and decoder not in _OF_PYRAMIDS:
+        raise UsageError(
+            f"{decoder} dilates its encoder's last stages, and {arch} has no stages: give "
+            f"--decoder and one of {', '.join(_OF_PYRAMIDS)}"
+        )
 
 
 def _make_encoder(name: str) -> nn.Module:
@@ -142,12 +159,23 @@ def _make_encoder(name: str) -> nn.Module:
         raise UsageError(
             f"segmentation-models-pytorch can't make an encoder of {name} "
             f"({' '.join(str(error).split())[:200]}): take a student with maps of falling size "
-            "(ResNet, MobileNet, ConvNeXt ...)"
+            "(ResNet, MobileNet, ConvNeXt ...) or a plain ViT"
         ) from error
 
 
-def _make_network(name: str, settings: SegmentSettings, num_classes: int) -> nn.Module:
-    smp = load_extra("segmentation_models_pytorch", "transfer segment")
+def _make_network(arch: str, settings: SegmentSettings, num_classes: int) -> nn.Module:
+    _refuse_decoder(settings.decoder, arch)
+    if not is_plain_vit(arch):
+        name = encoder_name(arch)
+        return _put_decoder(name, settings, num_classes, _network_options(name, settings))
+    encoder = make_token_encoder(arch)
+    with lent_to_smp(encoder) as name:
+        network = _put_decoder(name, settings, num_classes, {})
+    network.decoder = TokenDecoder(encoder.out_channels[-1], network.decoder)
+    return network
+
+
+def _network_options(name: str, settings: SegmentSettings) -> dict[str, Any]:
     kind, stride = settings.decoder, settings.stride
     options: dict[str, Any] = {}
     if kind == "pspnet":
@@ -158,6 +186,14 @@ def _make_network(name: str, settings: SegmentSettings, num_classes: int) -> nn.
         options = {"encoder_output_stride": stride}
     if _has_fixed_input(name):
         options["img_size"] = _fixed_crop(name, settings)
+    return options
+
+
+def _put_decoder(
+    name: str, settings: SegmentSettings, num_classes: int, options: Mapping[str, Any]
+) -> nn.Module:
+    smp = load_extra("segmentation_models_pytorch", "transfer segment")
+    kind, stride = settings.decoder, settings.stride
     try:
         return getattr(smp, _SMP_NAMES[kind])(
             name, encoder_weights=None, classes=num_classes, **options
@@ -191,73 +227,3 @@ def _make_aux(network: nn.Module, num_classes: int) -> nn.Module:
     from torchvision.models.segmentation.fcn import FCNHead
 
     return FCNHead(network.encoder.out_channels[-2], num_classes)
-
-
-def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], arch: str) -> None:
-    """Give an encoder the student's weights, all of them that it has a place for.
-
-    timm's networks of features flatten the names of sequences (`stages.0` -> `stages_0`), and smp
-    puts `model.` before them.
-
-    Raises:
-        UsageError: a tensor of the encoder that the student has none for.
-    """
-    places = encoder.state_dict()
-    flat = {name.replace(".", "_"): tensor for name, tensor in state.items()}
-    found = {name: flat.get(name.removeprefix("model.").replace(".", "_")) for name in places}
-    wrong = [n for n, t in found.items() if t is None or t.shape != places[n].shape]
-    if wrong:
-        raise UsageError(
-            f"{len(wrong)} of {len(places)} tensors of smp's encoder for {arch} are none of the "
-            f"student's, such as {wrong[0]}: take another student"
-        )
-    # not the encoder's own load_state_dict, which changes the mapping it is given
-    nn.Module.load_state_dict(encoder, found)
-
-
-@torch.no_grad()
-def check_encoder(encoder: nn.Module, student: nn.Module, input_size: int, arch: str) -> None:
-    """See that every map of an encoder (stride 32) is one that the student computes itself.
-
-    Raises:
-        UsageError: one differs from all of the student's maps of its shape by more than
-            LARGEST_DIFFERENCE.
-    """
-    own: dict[str, Tensor] = {}
-    names = [name for name, _ in student.named_modules() if name]
-    listener = Listener(student, [Tap(name, name, OUTPUT, _as_map) for name in names])
-    listener.found = own
-    images = noise_batch(input_size)[:1]
-    was_training = student.training
-    try:
-        student.eval()(images)
-    finally:
-        listener.close()
-        student.train(was_training)
-    was_training = encoder.training
-    maps = encoder.eval()(images)[1:]
-    encoder.train(was_training)
-    for number, found in enumerate(maps, start=1):
-        if not found.numel():  # smp's placeholder where a network has no map of half the size
-            continue
-        limit = LARGEST_DIFFERENCE * max(1.0, float(found.abs().max()))
-        alike = [m for m in _both_orders(own) if m.shape == found.shape]
-        near = [float((m - found).abs().max()) for m in alike]
-        if not near or min(near) > limit:
-            raise UsageError(
-                f"smp's encoder for {arch} does not compute what the student does: map {number} "
-                f"differs by {min(near, default=float('inf')):.1e}; take another student"
-            )
-
-
-def _both_orders(maps: Mapping[str, Tensor]) -> list[Tensor]:
-    """Maps as they are, and those with channels last put first, as smp does."""
-    found = [value for value in maps.values() if value.ndim == 4]
-    return found + [value.permute(0, 3, 1, 2) for value in found]
-
-
-def _as_map(value: Any) -> Tensor:
-    """A copy of a module's output as [B, c, h, w]; nothing where it is no map."""
-    if not isinstance(value, Tensor) or value.ndim != 4:
-        return torch.empty(0)
-    return value.detach().clone()

@@ -162,8 +162,9 @@ class _Runs:
         settings = self._settings
         return FineTuneConfig(
             epochs=settings.epochs,
-            optim=OptimConfig(lr=settings.lr, momentum=settings.momentum, nesterov=False,
-                              weight_decay=settings.weight_decay),
+            optim=OptimConfig(name=settings.optimizer, lr=settings.lr, momentum=settings.momentum,
+                              nesterov=False, weight_decay=settings.weight_decay,
+                              decay_vectors=settings.optimizer == "sgd"),
             schedule=ScheduleConfig(kind="poly", power=settings.power,
                                     warmup_epochs=settings.warmup_epochs),
             precision=self.precision,

@@ -8,6 +8,12 @@ from typing import Any
 from trainer.checks import require
 
 IGNORED = 255  # in targets: counts in no loss and no score
+# Optimiser -> its values in place of a preset's. AdamW's are those of mmsegmentation's UPerNet on
+# ViT-B/16 (its configs/vit), where the decoder learns at the encoder's rate.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {},
+    "adamw": {"lr": 6e-5, "weight_decay": 0.01, "power": 1.0, "head_factor": 1.0},
+}
 # Name -> output strides that segmentation-models-pytorch can give its encoder there.
 DECODERS: dict[str, tuple[int, ...]] = {
     "pspnet": (8, 16, 32),
@@ -35,6 +41,7 @@ class SegmentSettings:
         head_factor: times the learning rate, for all that isn't encoder.
         crop: side of a training crop and of a test window.
         scale: smallest and largest factor that an image is resized by.
+        optimizer: one of OPTIMIZERS; with `adamw`, biases and the scales of norms don't decay.
         rotate: largest angle in degrees. blur, photometric, flip: whether they take part.
         evaluate_every: epochs; 0: after the last alone.
         test: `window`, overlapping windows of side `crop` in steps of `window_stride` of it; or
@@ -58,6 +65,7 @@ class SegmentSettings:
     clip_norm: float | None = None
     crop: int = 512
     scale: tuple[float, float] = (0.5, 2.0)
+    optimizer: str = "sgd"
     rotate: float = 10.0
     blur: bool = True
     photometric: bool = True
@@ -107,6 +115,10 @@ class SegmentSettings:
         require(
             self.head_factor > 0, f"--head-factor is {self.head_factor}; expected a positive number"
         )
+        require(
+            self.optimizer in OPTIMIZERS,
+            f"--optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}",
+        )
 
     @property
     def stride(self) -> int:
@@ -141,6 +153,7 @@ def resolve(layout: str, arch: str, changes: dict[str, Any]) -> SegmentSettings:
         if layout == "cityscapes":
             preset = replace(preset, lr=0.006)
     given = {name: value for name, value in changes.items() if value is not None}
+    preset = replace(preset, **OPTIMIZERS.get(given.get("optimizer", "sgd"), {}))
     assert given.keys() <= {field.name for field in fields(SegmentSettings)}
     if "decoder" in given and "output_stride" not in given:
         given["output_stride"] = None
