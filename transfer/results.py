@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_atomic
 from storage.errors import UsageError
+from trainer.checkpoint import CHECKPOINT_NAME
 from trainer.distributed import World
+from trainer.metrics import METRICS_NAME
 from trainer.models.device import resolve_device
 from trainer.report_facts import environment_facts
 from transfer.starts import Start
@@ -19,6 +22,7 @@ from transfer.starts import Start
 FORMAT = 1
 NOTHING = "–"  # in tables, where there is no value
 SCORE_NAME = "score.json"  # of a finished run, in its folder
+OVERLAYS_NAME = "overlays"  # likewise, of images with what was predicted
 TASKS = ("classify", "segment", "detect")
 CHOICE = "nothing was chosen on the images judged on: the headline is the last epoch"
 
@@ -78,6 +82,35 @@ def load_score(folder: Path, identity: Mapping[str, Any]) -> RunScore | None:
             "--overwrite"
         )
     return score
+
+
+def run_once(
+    folder: Path,
+    identity: Mapping[str, Any],
+    run: Callable[[], RunScore],
+    *,
+    overwrite: bool,
+    leaves: Sequence[str] = (),
+) -> RunScore:
+    """A finished run's score, of a run before where there was one.
+
+    Args:
+        run: makes the run in its folder, which is there.
+        overwrite: take away what a run before has left, and nothing else.
+        leaves: files of a run beside those that all runs have.
+    Raises:
+        UsageError: see `load_score`.
+    """
+    if overwrite:
+        for name in (SCORE_NAME, CHECKPOINT_NAME, METRICS_NAME, *leaves):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / OVERLAYS_NAME, ignore_errors=True)
+    found = load_score(folder, identity)
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = run()
+        save_score(folder, found, identity)
+    return found
 
 
 def summarise(scores: Sequence[RunScore]) -> dict[str, dict[str, Any]]:

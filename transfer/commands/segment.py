@@ -81,5 +81,5 @@ def segment(
     values = run_segment(
         SegmentRequest(student=student, data=data, task=task, changes=options, overlays=overlays)
     )
-    path = (task.out or student.parent / TASK) / RESULTS_NAME
+    path = task.folder(student, TASK) / RESULTS_NAME
     print_result(values, as_json, f"{describe(values)}\nwritten to {path}")

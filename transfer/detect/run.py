@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from storage.atomic import write_atomic
-from trainer.checkpoint import CHECKPOINT_NAME, save_network
+from trainer.checkpoint import save_network
 from trainer.checks import require
-from trainer.metrics import METRICS_NAME
 from trainer.models.device import resolve_device
 from trainer.optim import parameter_groups
 from trainer.plan import images_per_step, steps_per_epoch
@@ -29,20 +28,12 @@ from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, fine_tune
 from transfer.licence import licence_note
 from transfer.options import TaskOptions
-from transfer.results import (
-    SCORE_NAME,
-    RunScore,
-    load_score,
-    run_folder,
-    save_score,
-    write_results,
-)
+from transfer.results import OVERLAYS_NAME, RunScore, run_folder, run_once, write_results
 from transfer.starts import Start, build, open_starts
 
 TASK = "detect"
 RESULTS_NAME = f"{TASK}.json"
 LEFT_OUT_NAME = "left-out.txt"
-OVERLAYS = "overlays"
 NETWORK_NAME = "detector.safetensors"  # a finished run's weights, in its folder
 NETWORK_KEY = "teachonce-detector"
 HEADLINE = "AP"
@@ -89,17 +80,17 @@ def run_detect(request: DetectRequest) -> dict[str, Any]:
     size = images_per_step(batch_of(task), 1, len(train.photos))
     steps = steps_per_epoch(len(train.photos), size)
     settings = resolve(task, options, train.kind, steps, device.type == "cuda")
-    out = task.out or request.student.parent / TASK
+    out = task.folder(request.student, TASK)
     write_atomic(out / LEFT_OUT_NAME, _left_out(train, val))
     runs = Runs(settings, task, options, train, val, out, device)
     scores = {s.name: (s, [runs.run(s, seed) for seed in task.all_seeds]) for s in starts}
+    runs.note_use(starts[0])
     return write_results(
         out / RESULTS_NAME,
         TASK,
         HEADLINE,
         {"train": _described(train), "val": _described(val)},
-        {**settings.to_json(), "preset": options.preset, "seeds": list(task.all_seeds),
-         "device": task.device, "workers": task.workers},
+        {**settings.to_json(), "preset": options.preset, **task.to_json()},
         scores,
         [*_notes(settings, starts, train, val), *runs.notes, CHOICE],
     )  # fmt: skip
@@ -125,23 +116,28 @@ class Runs:
         self._settings, self._task, self._options = settings, task, options
         self._train, self._val, self._out, self._device = train, val, out, device
         self._identities = {"train": train.identity(), "val": val.identity()}
-        # one worker is this process: a second one would only wait for it
-        self._workers = task.workers if task.workers > 1 else 0
         self.notes: list[str] = []
 
     def run(self, start: Start, seed: int) -> RunScore:
         """A finished run's score, of a run before where there was one."""
         folder, identity = run_folder(self._out, start, seed), self._identity(start, seed)
-        if self._task.overwrite:
-            for name in (SCORE_NAME, CHECKPOINT_NAME, METRICS_NAME):
-                (folder / name).unlink(missing_ok=True)
-        detector = self._detector(start, seed)
-        found = load_score(folder, identity)
-        if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            found = self._fit(detector.model, seed, identity, folder)
-            self._keep(detector.model, start, folder)
-            save_score(folder, found, identity)
+        return run_once(
+            folder,
+            identity,
+            lambda: self._run(start, seed, identity, folder),
+            overwrite=self._task.overwrite,
+            leaves=[NETWORK_NAME],
+        )
+
+    def note_use(self, start: Start) -> None:
+        """Note what a detector takes of a start, if no run has."""
+        if not self.notes:
+            self._detector(start, self._task.seed)
+
+    def _run(self, start: Start, seed: int, identity: dict[str, Any], folder: Path) -> RunScore:
+        model = self._detector(start, seed).model
+        found = self._fit(model, seed, identity, folder)
+        self._keep(model, start, folder)
         return found
 
     def _identity(self, start: Start, seed: int) -> dict[str, Any]:
@@ -170,7 +166,7 @@ class Runs:
             collate,
             seed=seed,
             batch_size=settings.batch_size,
-            workers=self._workers,
+            workers=self._task.readers,
         )
         config = FineTuneConfig(
             epochs=settings.epochs,
@@ -192,7 +188,7 @@ class Runs:
             evaluate=self._evaluate,
             evaluate_every=settings.evaluate_every,
         )
-        self._draw(model, folder / OVERLAYS)
+        self._draw(model, folder / OVERLAYS_NAME)
         last = tuned.evaluations[-1]
         return RunScore(
             seed=seed,
@@ -235,7 +231,7 @@ class Runs:
             self._settings.sizes,
             device=self._device,
             batch_size=self._settings.batch_size,
-            workers=self._workers,
+            workers=self._task.readers,
         )
 
 

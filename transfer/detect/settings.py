@@ -139,7 +139,7 @@ def resolve(
     epochs = _epochs(task, options, preset, epoch_steps)
     rate = RATES[options.optimizer] * batch_of(task) / PUBLISHED_BATCH
     lr = rate if task.lr is None else task.lr
-    precision = task.precision or ("bf16" if cuda else "fp32")
+    precision = task.precision_on(cuda)
     require(precision in PRECISIONS, f"--precision is {precision!r}")
     return DetectSettings(
         detector=DetectorConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 
 from storage.allocator import keep_freed_memory
 from storage.errors import UsageError
-from trainer.checkpoint import CHECKPOINT_NAME
 from trainer.config import StudentConfig
-from trainer.metrics import METRICS_NAME
 from trainer.models.device import resolve_device
 from trainer.optim import parameter_groups
 from trainer.step_config import OptimConfig, ScheduleConfig
@@ -27,11 +24,10 @@ from transfer.licence import licence_note
 from transfer.options import TaskOptions
 from transfer.results import (
     CHOICE,
-    SCORE_NAME,
+    OVERLAYS_NAME,
     RunScore,
-    load_score,
     run_folder,
-    save_score,
+    run_once,
     write_results,
 )
 from transfer.segment.augment import SegmentBatch, SegmentSamples, collate
@@ -45,7 +41,6 @@ from transfer.starts import Start, open_starts
 
 TASK = "segment"
 RESULTS_NAME = f"{TASK}.json"
-OVERLAYS_NAME = "overlays"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +91,7 @@ def run_segment(request: SegmentRequest) -> dict[str, Any]:
         for start in starts
     }
     return write_results(
-        _out(request) / RESULTS_NAME,
+        task.folder(request.student, TASK) / RESULTS_NAME,
         TASK,
         "miou",
         {
@@ -105,8 +100,7 @@ def run_segment(request: SegmentRequest) -> dict[str, Any]:
             "train": _described(data, "training", train),
             "val": _described(data, "validation", val),
         },
-        {**settings.to_json(), "precision": runs.precision, "seeds": list(task.all_seeds),
-         "device": task.device, "workers": task.workers},
+        {**settings.to_json(), "precision": runs.precision, **task.to_json()},
         scores,
         [note for note in (*data.notes, *notes_on(data.table, train, val),
                            licence_note(data.root), CHOICE) if note],
@@ -120,10 +114,6 @@ def _described(data: SegmentData, name: str, split: Split) -> dict[str, Any]:
         "left_out": list(split.bad),
         "digest": split.digest,
     }
-
-
-def _out(request: SegmentRequest) -> Path:
-    return request.task.out or request.student.parent / TASK
 
 
 class _Runs:
@@ -140,23 +130,21 @@ class _Runs:
     ) -> None:
         self._request, self._settings, self._data = request, settings, data
         self._train, self._val, self._device = train, val, device
-        default = "bf16" if device.type == "cuda" else "fp32"
-        self.precision = request.task.precision or default
-        # one worker is this process: a second one would only wait for it
-        self._workers = request.task.workers if request.task.workers > 1 else 0
+        self.precision = request.task.precision_on(device.type == "cuda")
+        self._workers = request.task.readers
 
     def score(self, start: Start, seed: int) -> RunScore:
         """A run's score, of a run before where it was finished."""
-        folder = run_folder(_out(self._request), start, seed)
+        task = self._request.task
+        folder = run_folder(task.folder(self._request.student, TASK), start, seed)
         config = self._config(start, seed)
-        if self._request.task.overwrite:
-            _clear(folder)
-        found = load_score(folder, config.to_json())
-        if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            found = self._run(start, seed, folder, config)
-            save_score(folder, found, config.to_json())
-        return found
+        return run_once(
+            folder,
+            config.to_json(),
+            lambda: self._run(start, seed, folder, config),
+            overwrite=task.overwrite,
+            leaves=[NETWORK_NAME],
+        )
 
     def _config(self, start: Start, seed: int) -> FineTuneConfig:
         settings = self._settings
@@ -280,10 +268,3 @@ def _score(seed: int, tuned: Tuned, names: tuple[str, ...]) -> RunScore:
             "ious": dict(zip(names, last["ious"], strict=True)),
         },
     )
-
-
-def _clear(folder: Path) -> None:
-    """Take away what a run before has left, and nothing else."""
-    for name in (CHECKPOINT_NAME, METRICS_NAME, SCORE_NAME, NETWORK_NAME):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / OVERLAYS_NAME, ignore_errors=True)
