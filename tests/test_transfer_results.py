@@ -95,7 +95,7 @@ def test_a_finished_run_is_found_again_and_one_with_other_settings_refused(tmp_p
     (score,) = scores(0.5)
     save_score(tmp_path, score, {"lr": 0.1, "size": (3, 4)})
     assert load_score(tmp_path, {"lr": 0.1, "size": (3, 4)}) == score
-    with pytest.raises(UsageError, match=r"another run \(lr is 0.2, not 0.1\)"):
+    with pytest.raises(UsageError, match=r"another run \(lr: 0.2, not 0.1\)"):
         load_score(tmp_path, {"lr": 0.2, "size": (3, 4)})
     (tmp_path / "score.json").write_text("{")
     with pytest.raises(UsageError, match=r"is damaged .*--overwrite"):

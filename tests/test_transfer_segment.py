@@ -23,6 +23,7 @@ from transfer.options import TaskOptions
 from transfer.results import read_results
 from transfer.segment.evaluate import Judge, Predictor, window_places
 from transfer.segment.keep import NETWORK_NAME, load_segmenter
+from transfer.segment.loss import pixel_loss
 from transfer.segment.model import (
     build_segmenter,
     check_encoder,
@@ -31,7 +32,7 @@ from transfer.segment.model import (
     load_encoder,
 )
 from transfer.segment.overlay import palette, segment_overlay
-from transfer.segment.run import SegmentRequest, pixel_loss, run_segment
+from transfer.segment.run import SegmentRequest, run_segment
 from transfer.segment.settings import IGNORED, PRESETS, SegmentSettings, resolve
 from transfer.starts import Start, build
 
@@ -135,8 +136,10 @@ def test_the_loss_is_the_mean_over_pixels_that_count():
         -float(values[b, :, y, x].log_softmax(0)[target[b, y, x]])
         for b in range(2) for y in range(4) for x in range(5) if target[b, y, x] != IGNORED
     ]  # fmt: skip
-    assert pixel_loss(values, target).item() == pytest.approx(np.mean(terms), abs=1e-6)
-    nothing = pixel_loss(logits, torch.full_like(target, IGNORED))
+    assert pixel_loss(values, target, (target != IGNORED).sum()).item() == pytest.approx(
+        np.mean(terms), abs=1e-6
+    )
+    nothing = pixel_loss(logits, torch.full_like(target, IGNORED), torch.tensor(0))
     nothing.backward()
     assert nothing.item() == 0 and logits.grad.abs().sum() == 0
 

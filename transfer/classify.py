@@ -13,6 +13,7 @@ import numpy.typing as npt
 from storage.errors import UsageError
 from storage.images import ImageFolder, ImageStatus
 from trainer.checkpoint import save_student
+from trainer.distributed import processes_started
 from trainer.inputs import pack_with_progress
 from trainer.metrics import METRICS_NAME, read_metrics
 from trainer.models.device import resolve_device
@@ -60,9 +61,15 @@ def run_classify(request: ClassifyRequest) -> dict[str, Any]:
     """Fine-tune every start with every seed; the values of classify.json.
 
     Raises:
-        UsageError: see `open_starts`, `open_splits`, `resolve`; or the folder is of other runs.
+        UsageError: see `open_starts`, `open_splits`, `resolve`; or the folder is of other runs; or
+            one of several processes asks.
         TrainingError: a run failed or was stopped; the same request goes on.
     """
+    if processes_started() > 1:
+        raise UsageError(
+            "`transfer classify` runs in one process: start it without torchrun, which is for "
+            "segment and detect"
+        )
     task = request.task
     device = resolve_device(task.device)
     starts = open_starts(request.student, task.compare)

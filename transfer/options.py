@@ -101,7 +101,8 @@ def take_options(options: dict[str, Any]) -> TaskOptions:
     names = ("out", "compare", "seeds", "epochs", "batch_size", "lr", "precision", "device",
              "workers", "seed", "overwrite")  # fmt: skip
     taken = {name: options.pop(name) for name in names}
-    taken["workers"] = taken["workers"] or os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes of this machine
+    taken["workers"] = taken["workers"] or max(1, (os.cpu_count() or 1) // here)
     return TaskOptions(**taken)
 
 

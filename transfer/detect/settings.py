@@ -41,9 +41,9 @@ _VOC: dict[str, Any] = {"iterations": 18_000, "warmup": 100, "short_sides": VOC_
 PRESETS = {
     "short": Preset(warmup=100, short_sides=VOC_SIDES),
     "coco-1x": Preset(**_COCO),
-    "kdep-coco-r18": Preset(**_COCO, head="c4"),
+    "kdep-coco-r18": Preset(**_COCO, head="c4", norm="sync"),
     "kdep-coco-mnv2": Preset(**_COCO, norm="frozen"),
-    "kdep-voc-r18": Preset(**_VOC, head="c4"),
+    "kdep-voc-r18": Preset(**_VOC, head="c4", norm="sync"),
     "kdep-voc-mnv2": Preset(**_VOC, norm="frozen"),
 }
 
@@ -114,7 +114,7 @@ class DetectSettings:
 
 
 def batch_of(task: TaskOptions) -> int:
-    """Photos of a step."""
+    """Photos of a step, of all processes together."""
     return task.batch_size or PUBLISHED_BATCH
 
 
