@@ -19,7 +19,7 @@ from storage.errors import StoreMismatch, TeachonceError, UsageError
 
 T = TypeVar("T")
 # The first process packs and evaluates while the others wait: longer than NCCL's ten minutes.
-PATIENCE = timedelta(hours=24)
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class World:
         """Whether this process writes, evaluates and reports."""
         return self.rank == 0
 
-    def wrap(self, learner: nn.Module, device: torch.device, unused: bool = False) -> nn.Module:
+    def wrap(self, learner: nn.Module, device: torch.device, **options: bool) -> nn.Module:
         """The module whose backward averages gradients over all processes.
 
         Args:
-            unused: whether there may be parameters without a gradient.
+            options: DistributedDataParallel's own, such as which parameters get no gradient.
         """
         if self.size == 1:
             return learner
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(learner, device_ids=devices, find_unused_parameters=unused)
+        return DistributedDataParallel(learner, device_ids=devices, **options)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -74,7 +74,9 @@ class Passes:
         last = self._passes[-1]
         self._total_steps = last.first_step + last.steps
         self._learner = world.wrap(
-            networks.learner, device, not networks.learner.method.trains_whole_student
+            networks.learner,
+            device,
+            find_unused_parameters=not networks.learner.method.trains_whole_student,
         )
         self._loaders: dict[int, ReplayLoader] = {}
         self.source = BatchSource(data, config.student, config.labels, device,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -192,8 +191,8 @@ class _FineTuning:
         """From the state to the end; an evaluation that a stopped process left out is made."""
         dtype = torch.bfloat16 if self._config.precision == "bf16" else None
         learner = _TaskLearner(self._model, loss, dtype, self._device.type)
-        # such as a library's layers behind the last map that a decoder takes
-        shared = self._world.wrap(learner, self._device, unused=True)
+        # layers that a decoder has no use for get no gradient, the same ones in every step
+        shared = self._world.wrap(learner, self._device, static_graph=True)
         total = self._data.steps * self._config.epochs
         label = f"{self._out.parent.name} {self._out.name}"
         quiet = not self._world.is_first
@@ -220,8 +219,7 @@ class _FineTuning:
 
     def _train_epoch(self, learner: nn.Module, recorder: StepRecorder) -> None:
         steps, epoch = self._data.steps, self.state.epoch
-        with recorder.timed(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        with recorder.timed():
             train_steps(
                 learner,
                 self._optimizer,
