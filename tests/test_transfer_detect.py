@@ -197,7 +197,7 @@ def test_kdeps_schedule_is_in_epochs_of_the_data_at_hand():
     """VOC 07+12: 16,551 photos, 16 a step."""
     steps = 16_551 // 16
     voc = resolved(DetectOptions(preset="kdep-voc-r18"), steps=steps)
-    assert voc.epochs == 18 and voc.detector.head == "c4" and voc.detector.norm == "batch"
+    assert voc.epochs == 18 and voc.detector.head == "c4" and voc.detector.norm == "sync"
     assert [round(m * steps, -3) for m in voc.schedule.milestones] == [12_000, 17_000]
     assert voc.schedule.warmup_epochs * steps == pytest.approx(100)
     assert (voc.optim.lr, voc.optim.weight_decay, voc.batch_size) == (0.02, 1e-4, 16)

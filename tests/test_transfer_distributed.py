@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from training import stopped_after
 
 from storage.errors import StoreMismatch, UsageError
+from trainer import models
 from trainer.distributed import World, joined_world
 from trainer.metrics import METRICS_NAME, read_metrics
 from trainer.optim import parameter_groups
 from trainer.step_config import OptimConfig, ScheduleConfig
 from transfer.classify import ClassifyRequest, run_classify
+from transfer.detect.model import DetectorConfig, build_detector
 from transfer.detect.run import DetectRequest, run_detect
 from transfer.detect.settings import DetectOptions
 from transfer.epochs import EpochBatches
@@ -32,8 +34,10 @@ from transfer.norms import check_norm, with_norm
 from transfer.options import TaskOptions
 from transfer.segment.augment import SegmentBatch
 from transfer.segment.loss import PixelLoss
+from transfer.segment.model import build_segmenter
 from transfer.segment.run import SegmentRequest, run_segment
-from transfer.segment.settings import IGNORED
+from transfer.segment.settings import IGNORED, SegmentSettings
+from transfer.starts import SCRATCH, Start
 
 PORT = 29_717
 CPU = torch.device("cpu")
@@ -233,6 +237,40 @@ def test_synchronised_norms_have_the_names_parameters_and_activation_of_plain_on
     assert converted.state_dict().keys() == wanted.keys()
     assert torch.equal(converted(images), first)  # without a process group, all images are here
     assert first.min() == 0, "the activation is there"
+
+
+def whole_detector():
+    config = DetectorConfig(detector="retinanet", width=32, norm="sync")
+    network = models.create(detection.ARCH, 4)
+    return build_detector(config, network, student_config(), 2, seed=0).model, torch.rand(
+        2, 3, 64, 64
+    )
+
+
+def whole_segmenter():
+    start = Start(SCRATCH, student_config(segment_sets.ARCH), None, SCRATCH)
+    settings = SegmentSettings(decoder="unet", crop=64, norm="sync")
+    return build_segmenter(start, settings, 3, seed=0), torch.randn(2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("make", [whole_detector, whole_segmenter])
+def test_every_norm_of_a_whole_network_is_converted_and_it_computes_the_same(make):
+    torch.manual_seed(0)
+    model, images = make()
+    names, parameters = list(model.state_dict()), list(map(id, model.parameters()))
+    norms = sum(isinstance(one, nn.BatchNorm2d) for one in model.modules())
+
+    def shown():  # maps of batch statistics
+        inside = model.backbone if make is whole_detector else model.network.encoder
+        found = inside.train()(images)
+        return list(found.values() if isinstance(found, dict) else found)
+
+    before = shown()
+    assert with_norm(model, "sync", World(0, 2)) is model
+    assert sum(isinstance(one, nn.SyncBatchNorm) for one in model.modules()) == norms > 20
+    assert not any(isinstance(one, nn.BatchNorm2d) for one in model.modules())
+    assert (list(model.state_dict()), list(map(id, model.parameters()))) == (names, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(before, shown(), strict=True))
 
 
 def test_synchronised_norms_of_processes_without_gpus_are_refused():

@@ -256,6 +256,8 @@ def test_published_settings_and_what_goes_over_them():
     assert (mobile.lr, mobile.stride, mobile.aux_weight) == (0.006, 32, 0.0)
     assert resolve("voc", "tv:resnet18", {}).scale == (0.5, 1.5)
     assert resolve("folder", "tv:mobilenet_v2", {"decoder": "deeplabv3plus"}).stride == 8
+    norms = {name: preset.norm for name, preset in PRESETS.items()}
+    assert norms == {"cityscapes": "sync", "voc": "sync", "ade20k": "sync", "folder": "batch"}
     assert PRESETS.keys() == {"cityscapes", "voc", "ade20k", "folder"}
 
 
@@ -266,6 +268,7 @@ def test_published_settings_and_what_goes_over_them():
         ({"decoder": "unet", "output_stride": 8}, "--output-stride is 8; unet can have 32"),
         ({"batch_size": 1}, "--batch-size is 1; expected 2 or more"),
         ({"crop": 16}, "--crop is 16"),
+        ({"norm": "frozen"}, "--norm is 'frozen'; expected one of batch, sync"),
         ({"scale": (2.0, 1.0)}, "--scale is 2.0 1.0"),
         ({"window_stride": 0.0}, "--window-stride is 0.0"),
         ({"test_scales": ()}, r"--test-scales are \[\]"),
