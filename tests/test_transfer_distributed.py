@@ -31,7 +31,7 @@ from transfer.detect.settings import DetectOptions
 from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, fine_tune
 from transfer.norms import check_norm, with_norm
-from transfer.options import TaskOptions
+from transfer.options import TaskOptions, take_options
 from transfer.segment.augment import SegmentBatch
 from transfer.segment.loss import PixelLoss
 from transfer.segment.model import build_segmenter
@@ -286,6 +286,17 @@ def test_classify_says_that_it_runs_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="runs in one process: start it without torchrun"):
         run_classify(ClassifyRequest(student=tmp_path / "none", data="images"))
+
+
+@pytest.mark.parametrize(("here", "workers"), [("1", 8), ("4", 2), ("16", 1)])
+def test_processes_of_a_machine_share_its_cores(monkeypatch, here, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    names = ("out", "compare", "seeds", "epochs", "batch_size", "lr", "precision", "device", "seed",
+             "overwrite")  # fmt: skip
+    asked = dict.fromkeys(names) | {"workers": None}
+    assert take_options(asked).workers == workers and not asked
+    assert take_options(dict.fromkeys(names) | {"workers": 3}).workers == 3
 
 
 def task(out, batch_size):

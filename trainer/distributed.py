@@ -34,7 +34,7 @@ class World:
         """Whether this process writes, evaluates and reports."""
         return self.rank == 0
 
-    def wrap(self, learner: nn.Module, device: torch.device, **options: bool) -> nn.Module:
+    def wrap(self, learner: nn.Module, device: torch.device, **options: Any) -> nn.Module:
         """The module whose backward averages gradients over all processes.
 
         Args:

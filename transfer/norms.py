@@ -35,5 +35,5 @@ def with_norm(model: nn.Module, norm: str, world: World) -> nn.Module:
     """
     if norm != SYNC or world.size == 1:
         return model
-    converted: nn.Module = convert_sync_batchnorm(model)
+    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
