@@ -58,6 +58,11 @@ def _describe_os_error(error: OSError) -> str:
     return f"{where}{what}{hint}"
 
 
+def reports() -> bool:
+    """Whether this process prints the result: of torchrun's processes the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
     """The command's result on stdout: JSON with `--json`, else text for people."""
     click.echo(json.dumps(result, indent=2) if as_json else text)

@@ -13,6 +13,7 @@ from training import make_store
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TORCHRUN = re.compile(r"^torchrun .*?-m (\w+)\.cli\b")
 PROGRAMS = ("labelgen", "labelstore", "trainer", "transfer")
 
 
@@ -36,7 +37,7 @@ def commands():
             if language not in ("console", "bash"):
                 continue
             for line in text.replace("\\\n", " ").splitlines():
-                line = line.removeprefix("$ ").strip()
+                line = TORCHRUN.sub(r"\1", line.removeprefix("$ ").strip())
                 if line.split(" ")[0] in PROGRAMS:
                     yield pytest.param(line, id=f"{page.name}:{line[:50]}")
 

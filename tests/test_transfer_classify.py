@@ -121,7 +121,7 @@ def test_finished_runs_are_kept_and_stopped_ones_go_on(place, monkeypatch):
     assert (run_of(place) / "metrics.jsonl").stat().st_mtime_ns == stamp
     runs = [found["starts"]["student"]["runs"][0] for found in (values, whole)]
     assert runs[0]["metrics"] == runs[1]["metrics"]
-    with pytest.raises(UsageError, match=r"another run \(lr is 0.05, not 0.02\)"):
+    with pytest.raises(UsageError, match=r"another run \(lr: 0.05, not 0.02\)"):
         run_classify(request(place, task={"lr": 0.05}))
 
 

@@ -17,6 +17,7 @@ from transfer.commands import detect as command
 from transfer.detect import settings as detect_settings
 from transfer.detect.boxes import PhotoSet
 from transfer.detect.evaluate import find
+from transfer.detect.model import build_detector
 from transfer.detect.run import DetectRequest, run_detect
 from transfer.detect.settings import PRESETS, DetectOptions, resolve
 from transfer.options import TaskOptions
@@ -118,7 +119,24 @@ def test_a_finished_run_is_not_repeated_and_one_of_other_settings_refused(studen
     assert (out / "student" / "seed0" / "checkpoint.pt").stat().st_mtime_ns == written
     with pytest.raises(UsageError, match="is of another run"):
         run_detect(request(student, voc, out, epochs=3))
+    stale = out / "student" / "seed0" / "overlays" / "of-a-run-before.png"
+    stale.touch()
     run_detect(request(student, voc, out, epochs=1, overwrite=True))
+    assert not stale.exists() and len(list(stale.parent.iterdir())) == 1
+
+
+def test_a_finished_run_needs_no_detector_but_one_for_its_note(student, voc, tmp_path, monkeypatch):
+    asked = request(student, voc, tmp_path / "out", compare=("scratch",), seeds=2, epochs=1)
+    first = run_detect(asked)
+    built = []
+
+    def counted(*args):
+        built.append(args)
+        return build_detector(*args)
+
+    monkeypatch.setattr("transfer.detect.run.build_detector", counted)
+    assert run_detect(asked)["notes"] == first["notes"]
+    assert len(built) == 1
 
 
 @pytest.mark.long
@@ -179,7 +197,7 @@ def test_kdeps_schedule_is_in_epochs_of_the_data_at_hand():
     """VOC 07+12: 16,551 photos, 16 a step."""
     steps = 16_551 // 16
     voc = resolved(DetectOptions(preset="kdep-voc-r18"), steps=steps)
-    assert voc.epochs == 18 and voc.detector.head == "c4" and voc.detector.norm == "batch"
+    assert voc.epochs == 18 and voc.detector.head == "c4" and voc.detector.norm == "sync"
     assert [round(m * steps, -3) for m in voc.schedule.milestones] == [12_000, 17_000]
     assert voc.schedule.warmup_epochs * steps == pytest.approx(100)
     assert (voc.optim.lr, voc.optim.weight_decay, voc.batch_size) == (0.02, 1e-4, 16)

@@ -15,6 +15,7 @@ from transfer.results import (
     describe,
     load_score,
     read_results,
+    run_once,
     save_score,
     shown,
     summarise,
@@ -94,7 +95,7 @@ def test_a_finished_run_is_found_again_and_one_with_other_settings_refused(tmp_p
     (score,) = scores(0.5)
     save_score(tmp_path, score, {"lr": 0.1, "size": (3, 4)})
     assert load_score(tmp_path, {"lr": 0.1, "size": (3, 4)}) == score
-    with pytest.raises(UsageError, match=r"another run \(lr is 0.2, not 0.1\)"):
+    with pytest.raises(UsageError, match=r"another run \(lr: 0.2, not 0.1\)"):
         load_score(tmp_path, {"lr": 0.2, "size": (3, 4)})
     (tmp_path / "score.json").write_text("{")
     with pytest.raises(UsageError, match=r"is damaged .*--overwrite"):
@@ -112,3 +113,25 @@ def test_a_missing_licence_is_said_and_one_in_the_folder_above_counts(tmp_path):
     assert licence_note(folder) is None
     (tmp_path / "set" / "LICENCE.txt").rename(folder / "COPYING")
     assert licence_note(folder) is None
+
+
+def test_a_run_is_made_once_and_overwriting_takes_all_of_it_away_first(tmp_path):
+    made, folder = [], tmp_path / "student" / "seed0"
+
+    def run():
+        made.append(sorted(path.name for path in folder.iterdir()))
+        return RunScore(0, {"top1": 0.5}, 1.0)
+
+    def ask(**options):
+        return run_once(folder, {"lr": 1}, run, **{"overwrite": False, **options})
+
+    first = ask()
+    assert ask() == first and made == [[]]
+    (folder / "overlays").mkdir()
+    for name in ("checkpoint.pt", "metrics.jsonl", "overlays/a.png", "net.safetensors", "mine.txt"):
+        (folder / name).touch()
+    ask(overwrite=True, leaves=["net.safetensors"])
+    assert made == [[], ["mine.txt"]]
+    with pytest.raises(ZeroDivisionError):
+        run_once(folder, {"lr": 1}, lambda: 1 / 0, overwrite=True)
+    assert load_score(folder, {"lr": 1}) is None, "a run that was taken away is not finished"

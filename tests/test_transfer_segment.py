@@ -24,9 +24,10 @@ from transfer.results import read_results
 from transfer.segment.evaluate import Judge, Predictor, window_places
 from transfer.segment.keep import NETWORK_NAME, load_segmenter
 from transfer.segment.loading import check_encoder, load_encoder
+from transfer.segment.loss import pixel_loss
 from transfer.segment.model import build_segmenter, check_start, encoder_name
 from transfer.segment.overlay import palette, segment_overlay
-from transfer.segment.run import SegmentRequest, pixel_loss, run_segment
+from transfer.segment.run import SegmentRequest, run_segment
 from transfer.segment.settings import IGNORED, PRESETS, SegmentSettings, resolve
 from transfer.starts import Start, build
 
@@ -130,8 +131,10 @@ def test_the_loss_is_the_mean_over_pixels_that_count():
         -float(values[b, :, y, x].log_softmax(0)[target[b, y, x]])
         for b in range(2) for y in range(4) for x in range(5) if target[b, y, x] != IGNORED
     ]  # fmt: skip
-    assert pixel_loss(values, target).item() == pytest.approx(np.mean(terms), abs=1e-6)
-    nothing = pixel_loss(logits, torch.full_like(target, IGNORED))
+    assert pixel_loss(values, target, (target != IGNORED).sum()).item() == pytest.approx(
+        np.mean(terms), abs=1e-6
+    )
+    nothing = pixel_loss(logits, torch.full_like(target, IGNORED), torch.tensor(0))
     nothing.backward()
     assert nothing.item() == 0 and logits.grad.abs().sum() == 0
 
@@ -251,6 +254,8 @@ def test_published_settings_and_what_goes_over_them():
     adamw = resolve("ade20k", "tv:vit_b_16", {"optimizer": "adamw", "lr": None, "power": 0.9})
     assert (adamw.lr, adamw.weight_decay, adamw.power, adamw.head_factor) == (6e-5, 0.01, 0.9, 1.0)
     assert resolve("ade20k", "tv:resnet18", {"optimizer": "sgd"}) == PRESETS["ade20k"]
+    norms = {name: preset.norm for name, preset in PRESETS.items()}
+    assert norms == {"cityscapes": "sync", "voc": "sync", "ade20k": "sync", "folder": "batch"}
     assert PRESETS.keys() == {"cityscapes", "voc", "ade20k", "folder"}
 
 
@@ -261,6 +266,7 @@ def test_published_settings_and_what_goes_over_them():
         ({"decoder": "unet", "output_stride": 8}, "--output-stride is 8; unet can have 32"),
         ({"batch_size": 1}, "--batch-size is 1; expected 2 or more"),
         ({"crop": 16}, "--crop is 16"),
+        ({"norm": "frozen"}, "--norm is 'frozen'; expected one of batch, sync"),
         ({"scale": (2.0, 1.0)}, "--scale is 2.0 1.0"),
         ({"window_stride": 0.0}, "--window-stride is 0.0"),
         ({"test_scales": ()}, r"--test-scales are \[\]"),

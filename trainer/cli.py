@@ -12,6 +12,7 @@ from storage.cli_common import (
     json_option,
     overwrite_option,
     print_result,
+    reports,
     run_cli,
     take_sampler,
     view_options,
@@ -192,7 +193,7 @@ def fit(
         settings=parse_assignments(assignments), **options,
     )  # fmt: skip
     result = run_fit(request)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one reports
+    if reports():
         print_result(result.to_json(), as_json, _fit_text(result))
 
 

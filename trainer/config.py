@@ -34,6 +34,11 @@ TRACKERS = ("tensorboard", "wandb")  # trainer.trackers
 LABEL_TYPES = ("marginal_smoothing", "marginal_renorm", "smoothing", "hard", FULL)
 
 
+def default_precision(cuda: bool) -> str:
+    """Of a forward pass on a GPU, or else on a CPU."""
+    return "bf16" if cuda else "fp32"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
     """How stored labels are read (FKD's label types are decodings of one store).

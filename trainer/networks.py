@@ -11,7 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from storage.errors import StoreMismatch, UsageError
+from storage.errors import UsageError
 from trainer import checkpoint, methods, models, optim
 from trainer.config import TrainConfig, completed
 from trainer.distributed import World
@@ -97,16 +97,11 @@ def prepare(
         None if decay is None else ModelEmaV3(student, decay=decay),
     )
     if not path.exists():
-        torch.manual_seed(config.seed + world.rank)  # equal networks, other chances in training
+        world.draw_apart(config.seed)
         return networks, RunState()
     saved = checkpoint.load_checkpoint(path, config, completed)
-    if len(saved["torch_rng"]) != world.size:
-        raise StoreMismatch(
-            f"{path} is of a run with {len(saved['torch_rng'])} processes, this one has "
-            f"{world.size}: start as many, or start over with --overwrite"
-        )
+    world.resume_chances(saved["torch_rng"], path)
     networks.load(saved)
-    torch.set_rng_state(saved["torch_rng"][world.rank])
     state = RunState(**saved["run"])
     if world.is_first:
         print(f"resuming {out} at epoch {state.epoch}, step {state.step}", file=sys.stderr)
@@ -115,7 +110,7 @@ def prepare(
 
 def save(out: Path, config: TrainConfig, networks: Networks, state: RunState, world: World) -> None:
     """Checkpoint of a run that goes on; every process calls it, the first one writes."""
-    chances = world.gather(torch.get_rng_state())
+    chances = world.chances()
     if world.is_first:
         values = networks.state() | {"run": asdict(state), "torch_rng": chances}
         checkpoint.save_checkpoint(out / checkpoint.CHECKPOINT_NAME, config, values)

@@ -73,7 +73,11 @@ class Passes:
         )  # fmt: skip
         last = self._passes[-1]
         self._total_steps = last.first_step + last.steps
-        self._learner = world.wrap(networks.learner, device)
+        self._learner = world.wrap(
+            networks.learner,
+            device,
+            find_unused_parameters=not networks.learner.method.trains_whole_student,
+        )
         self._loaders: dict[int, ReplayLoader] = {}
         self.source = BatchSource(data, config.student, config.labels, device,
                                   reads_pages=config.order.kind == "quasi-random")  # fmt: skip

@@ -169,10 +169,12 @@ def pieces(step_images: int, accumulate: int, processes: int = 1) -> int:
             "processes at most, or give more images or a larger --batch-size"
         )
     if step_images % (accumulate * processes):
+        what = f"{processes} processes" + (
+            f" and loop.accumulate {accumulate}" if accumulate > 1 else ""
+        )
         raise UsageError(
-            f"{processes} processes and loop.accumulate {accumulate} make "
-            f"{accumulate * processes} pieces of a step, which has {step_images} images: expected "
-            "a divisor; change --batch-size"
+            f"{what} make {accumulate * processes} pieces of a step, which has {step_images} "
+            "images: expected a divisor; change --batch-size"
         )
     return step_images // (accumulate * processes)
 

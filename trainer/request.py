@@ -27,6 +27,7 @@ from trainer.config import (
     LabelConfig,
     StudentConfig,
     TrainConfig,
+    default_precision,
 )
 from trainer.data import TrainingData, fresh_views, join_store
 from trainer.hard_targets import with_student_classes, without_classes
@@ -201,7 +202,7 @@ def configure(
         epoch_counting=counting,
         seed=seed,
         init=init and file_digest(Path(init)),
-        precision=chosen.get("precision") or ("bf16" if device.type == "cuda" else "fp32"),
+        precision=chosen.get("precision") or default_precision(device.type == "cuda"),
         data_identity=_data_identity(store, beton, sampler),
     )
     if (way_out := without_classes(config)) is not None:

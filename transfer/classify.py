@@ -13,6 +13,7 @@ import numpy.typing as npt
 from storage.errors import UsageError
 from storage.images import ImageFolder, ImageStatus
 from trainer.checkpoint import save_student
+from trainer.distributed import processes_started
 from trainer.inputs import pack_with_progress
 from trainer.metrics import METRICS_NAME, read_metrics
 from trainer.models.device import resolve_device
@@ -24,7 +25,7 @@ from transfer.classify_settings import ClassifyOptions, ClassifySettings, resolv
 from transfer.images import as_folder
 from transfer.options import TaskOptions
 from transfer.probe import split_rows
-from transfer.results import CHOICE, RunScore, load_score, run_folder, save_score, write_results
+from transfer.results import CHOICE, RunScore, run_folder, run_once, write_results
 from transfer.splits import Split, open_splits, split_notes
 from transfer.starts import Start, build, open_starts
 
@@ -60,16 +61,22 @@ def run_classify(request: ClassifyRequest) -> dict[str, Any]:
     """Fine-tune every start with every seed; the values of classify.json.
 
     Raises:
-        UsageError: see `open_starts`, `open_splits`, `resolve`; or the folder is of other runs.
+        UsageError: see `open_starts`, `open_splits`, `resolve`; or the folder is of other runs; or
+            one of several processes asks.
         TrainingError: a run failed or was stopped; the same request goes on.
     """
+    if processes_started() > 1:
+        raise UsageError(
+            "`transfer classify` runs in one process: start it without torchrun, which is for "
+            "segment and detect"
+        )
     task = request.task
     device = resolve_device(task.device)
     starts = open_starts(request.student, task.compare)
     train, val = open_splits(request.data, request.val)
     settings = resolve(request.data, starts[0].config, task, request.options,
                        cuda=device.type == "cuda")  # fmt: skip
-    out = task.out or request.student.parent / TASK
+    out = task.folder(request.student, TASK)
     fitted = Fitter(request, settings, out, train, val)
     scores: dict[str, tuple[Start, list[RunScore]]] = {}
     notes = [*split_notes(train, val), CHOICE]
@@ -84,8 +91,8 @@ def run_classify(request: ClassifyRequest) -> dict[str, Any]:
         TASK,
         settings.metric,
         {"train": train.to_json(), "val": val.to_json()},
-        {**settings.to_json(), "data": request.data, "seeds": list(task.all_seeds),
-         "device": task.device, "workers": task.workers, "loader": request.options.loader},
+        {**settings.to_json(), "data": request.data, **task.to_json(),
+         "loader": request.options.loader},
         scores,
         list(dict.fromkeys(notes)),
     )  # fmt: skip
@@ -193,13 +200,14 @@ class Fitter:
             "seed": seed,
             **{k: v for k, v in settings.to_json().items() if not k.startswith("sweep")},
         }
-        overwrite = self._request.task.overwrite
-        found = None if overwrite else load_score(folder, identity)
-        if found is None:
-            found = self._fit(side, start, seed, settings, folder)
-            save_score(folder, found, identity)
-            for init in folder.glob(INIT_NAME.format("*", "*")):
-                init.unlink()
+        found = run_once(
+            folder,
+            identity,
+            lambda: self._fit(side, start, seed, settings, folder),
+            overwrite=self._request.task.overwrite,
+        )
+        for init in folder.glob(INIT_NAME.format("*", "*")):
+            init.unlink()
         return found
 
     def _fit(
@@ -209,7 +217,6 @@ class Fitter:
         classes = self._train.images.classes
         fed = replace(start.config, num_classes=len(classes), classes=classes)
         init = folder / INIT_NAME.format(start.identity[:16], len(classes))
-        folder.mkdir(parents=True, exist_ok=True)
         if task.overwrite or not init.exists():  # a stopped run goes on from the very file
             save_student(init, build(start, seed, len(classes)), fed, {"start": start.identity})
         fit(

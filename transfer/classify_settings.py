@@ -198,7 +198,7 @@ def resolve(
         pixels=preset.pixels if options.pixels == "published" else None,
         freeze=options.freeze,
         evaluate_every=options.evaluate_every or max(1, epochs // 30),  # 5 of 150
-        precision=task.precision or ("bf16" if cuda else "fp32"),
+        precision=task.precision_on(cuda),
         sweep=options.sweep,
         sweep_epochs=options.sweep_epochs or epochs,
     )

@@ -29,3 +29,7 @@ cli.add_command(report)
 def main() -> None:
     """Entry point."""
     run_cli(cli, "transfer")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.batch import Counted
-from trainer.plan import images_per_step, plan_epoch, steps_per_epoch
+from trainer.distributed import World
+from trainer.plan import images_per_step, pieces, plan_epoch, share_of_rank, steps_per_epoch
 
 _DRAW_STREAM = 2  # trainer.plan has 0 and 1 of the same seed
 
@@ -47,7 +48,11 @@ class EpochBatches:
 
     Args:
         collate: samples of a batch -> the batch.
+        batch_size: images of a step, of all processes together.
         workers: processes that read images; 0 reads them in this one.
+        world: the processes that share every batch; each has its part of it here.
+    Raises:
+        UsageError: a batch that the processes can't share evenly.
     """
 
     def __init__(
@@ -58,9 +63,11 @@ class EpochBatches:
         seed: int,
         batch_size: int,
         workers: int = 0,
+        world: World = World(),  # noqa: B008 - frozen
     ) -> None:
-        self._samples, self._seed = samples, seed
+        self._samples, self._seed, self._world = samples, seed, world
         self._size = images_per_step(batch_size, 1, len(samples))
+        self._share = pieces(self._size, 1, world.size)
         self.steps = steps_per_epoch(len(samples), self._size)
         self._wanted = _Wanted()
         self._loader = DataLoader(
@@ -80,15 +87,17 @@ class EpochBatches:
         yield from self._loader
 
     def names(self, epoch: int, number: int) -> list[str]:
-        """Images of a batch."""
+        """Images of this process's part of a batch."""
         return [self._samples.name(int(row)) for row in self._rows(epoch)[number]]
 
     def _rows(self, epoch: int) -> npt.NDArray[np.int64]:
-        """int64 [steps, batch]."""
+        """int64 [steps, batch / processes]."""
         plan = plan_epoch(
             self._seed, epoch, num_images=len(self._samples), stored_views=1, views_per_image=1
         )
-        return plan.order[: self.steps * self._size].reshape(self.steps, self._size)
+        order = plan.order[: self.steps * self._size]
+        mine = share_of_rank(order, self._size, self._world.rank, self._world.size)
+        return mine.reshape(self.steps, self._share)
 
 
 class _Wanted:

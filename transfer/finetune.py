@@ -17,6 +17,7 @@ from trainer import checkpoint, optim
 from trainer.batch import Counted
 from trainer.checks import require
 from trainer.config import PRECISIONS
+from trainer.distributed import World
 from trainer.loop import check_weights, train_steps
 from trainer.metrics import METRICS_NAME, MetricsLog, read_metrics
 from trainer.plan import Pass
@@ -35,10 +36,11 @@ class EpochData(Protocol):
 
     @property
     def steps(self) -> int:
-        """Batches of every epoch."""
+        """Batches of every epoch, each shared by all processes."""
 
     def batches(self, epoch: int, first: int) -> Iterable[Counted]:
-        """Those of an epoch from number `first` on, without making the ones before it."""
+        """This process's part of those of an epoch from number `first` on, without making the
+        ones before it."""
 
     def names(self, epoch: int, number: int) -> list[str]:
         """Images of a batch, for people."""
@@ -116,32 +118,37 @@ def fine_tune(
     device: torch.device,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 1,
+    world: World = World(),  # noqa: B008 - frozen
 ) -> Tuned:
     """Train a network on a task; the same call again goes on, or reports what is finished.
 
     Leaves `checkpoint.pt` and `metrics.jsonl` in `out`. On a CPU a run that was stopped gives the
-    weights of one that was not, bit for bit.
+    weights of one that was not, bit for bit, on as many processes.
 
     Args:
-        model: built and seeded by the caller; moved to the device, in channels_last.
+        model: built and seeded by the caller, alike in every process; moved to the device, in
+            channels_last.
         groups: its parameters, by `trainer.optim.parameter_groups` (one call for each lr_factor).
         loss: terms of a batch on the device it chooses; called in autocast where asked for.
         out: an existing folder.
         evaluate: scores (plain values) of the network as it stands, after every `evaluate_every`
             epochs and the last; has to leave the network's mode as it was and draw nothing
             from torch's global random state.
+        world: the processes that train together. Each calls this and gets the same; the first one
+            evaluates and writes.
     Raises:
         TrainingError: a signal; a loss or weight that isn't finite (the last good checkpoint
             stays); a damaged checkpoint.
         StoreMismatch: `out` holds a run with other settings.
     """
-    run = _FineTuning(config, model, groups, data, out, device)
-    log = MetricsLog(out / METRICS_NAME, run.state.step)
+    run = _FineTuning(config, model, groups, data, out, device, world)
+    log = MetricsLog(out / METRICS_NAME, run.state.step) if world.is_first else None
     try:
         run.train(loss, log, evaluate, evaluate_every)
     finally:
-        log.close()
-    return Tuned(_evaluations(out), run.seconds)
+        if log is not None:
+            log.close()
+    return world.first(lambda: Tuned(_evaluations(out), run.seconds))
 
 
 def _evaluations(out: Path) -> tuple[dict[str, Any], ...]:
@@ -159,16 +166,18 @@ class _FineTuning:
         data: EpochData,
         out: Path,
         device: torch.device,
+        world: World,
     ) -> None:
         self._config, self._data, self._out, self._device = config, data, out, device
+        self._world = world
         self._model = model.to(device, memory_format=torch.channels_last)
         self._optimizer = optim.from_groups(config.optim, groups)
         self.state, self._seconds_before = RunState(), 0.0
         self._recorder: StepRecorder | None = None
-        torch.manual_seed(config.seed)
+        world.draw_apart(config.seed)
         path = out / checkpoint.CHECKPOINT_NAME
         if path.exists():
-            self._load(checkpoint.load_checkpoint(path, config))
+            self._load(path)
 
     @property
     def seconds(self) -> float:
@@ -177,25 +186,36 @@ class _FineTuning:
         return self._seconds_before + here
 
     def train(
-        self, loss: Loss, log: MetricsLog, evaluate: Evaluate | None, evaluate_every: int
+        self, loss: Loss, log: MetricsLog | None, evaluate: Evaluate | None, evaluate_every: int
     ) -> None:
         """From the state to the end; an evaluation that a stopped process left out is made."""
         dtype = torch.bfloat16 if self._config.precision == "bf16" else None
         learner = _TaskLearner(self._model, loss, dtype, self._device.type)
+        # layers that a decoder has no use for get no gradient, the same ones in every step
+        shared = self._world.wrap(learner, self._device, static_graph=True)
         total = self._data.steps * self._config.epochs
         label = f"{self._out.parent.name} {self._out.name}"
-        with Progress(total, "steps", label, done=self.state.step) as progress:
+        quiet = not self._world.is_first
+        with Progress(total, "steps", label, done=self.state.step, quiet=quiet) as progress:
             self._recorder = StepRecorder(self.state, log, progress, total, self._save,
-                                          self._describe, self._measures)  # fmt: skip
+                                          self._describe, self._measures,
+                                          self._world)  # fmt: skip
             with stop_on_signal(self._recorder):
                 while True:
-                    if evaluate is not None and self._is_due(evaluate_every):
-                        scores = evaluate(self._model)
-                        log.write("eval", self.state.step, epoch=self.state.epoch, **scores)
+                    if evaluate is not None:
+                        self._world.first(
+                            functools.partial(self._judge, evaluate, evaluate_every, log)
+                        )
                     self._recorder.check_stop()
                     if self.state.epoch == self._config.epochs:
                         return
-                    self._train_epoch(learner, self._recorder)
+                    self._train_epoch(shared, self._recorder)
+
+    def _judge(self, evaluate: Evaluate, every: int, log: MetricsLog | None) -> None:
+        """Evaluate and log, where that is due; the first process does."""
+        if log is not None and self._is_due(every):
+            scores = evaluate(self._model)
+            log.write("eval", self.state.step, epoch=self.state.epoch, **scores)
 
     def _train_epoch(self, learner: nn.Module, recorder: StepRecorder) -> None:
         steps, epoch = self._data.steps, self.state.epoch
@@ -245,18 +265,20 @@ class _FineTuning:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "run": asdict(state),
-            "torch_rng": torch.get_rng_state(),
+            "torch_rng": self._world.chances(),
             "seconds": self.seconds,
         }
-        path = self._out / checkpoint.CHECKPOINT_NAME
-        checkpoint.save_checkpoint(path, self._config, values)
+        if self._world.is_first:
+            path = self._out / checkpoint.CHECKPOINT_NAME
+            checkpoint.save_checkpoint(path, self._config, values)
 
-    def _load(self, saved: dict[str, Any]) -> None:
+    def _load(self, path: Path) -> None:
+        saved = checkpoint.load_checkpoint(path, self._config)
+        self._world.resume_chances(saved["torch_rng"], path)
         self._model.load_state_dict(saved["model"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["torch_rng"])
         self.state = RunState(**saved["run"])
         self._seconds_before = float(saved["seconds"])
-        if self.state.epoch < self._config.epochs:
+        if self.state.epoch < self._config.epochs and self._world.is_first:
             where = f"epoch {self.state.epoch}, step {self.state.step}"
             print(f"resuming {self._out} at {where}", file=sys.stderr)

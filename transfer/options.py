@@ -17,7 +17,7 @@ from storage.cli_common import (
     seed_option,
     workers_option,
 )
-from trainer.config import PRECISIONS
+from trainer.config import PRECISIONS, default_precision
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -49,6 +49,24 @@ class TaskOptions:
     def all_seeds(self) -> range:
         """The seed of every run."""
         return range(self.seed, self.seed + self.seeds)
+
+    @property
+    def readers(self) -> int:
+        """Processes that read images; with one worker none: the one that learns would only wait
+        for it."""
+        return self.workers if self.workers > 1 else 0
+
+    def folder(self, student: Path, task: str) -> Path:
+        """Where a task writes."""
+        return self.out or student.parent / task
+
+    def precision_on(self, cuda: bool) -> str:
+        """Of the forward pass on a GPU, or else on a CPU."""
+        return self.precision or default_precision(cuda)
+
+    def to_json(self) -> dict[str, Any]:
+        """How the runs of a result were made, beside their settings."""
+        return {"seeds": list(self.all_seeds), "device": self.device, "workers": self.workers}
 
 
 def task_options(command: F) -> F:
@@ -83,7 +101,8 @@ def take_options(options: dict[str, Any]) -> TaskOptions:
     names = ("out", "compare", "seeds", "epochs", "batch_size", "lr", "precision", "device",
              "workers", "seed", "overwrite")  # fmt: skip
     taken = {name: options.pop(name) for name in names}
-    taken["workers"] = taken["workers"] or os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes of this machine
+    taken["workers"] = taken["workers"] or max(1, (os.cpu_count() or 1) // here)
     return TaskOptions(**taken)
 
 

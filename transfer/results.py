@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_atomic
 from storage.errors import UsageError
+from trainer.checkpoint import CHECKPOINT_NAME
+from trainer.config import differences
 from trainer.distributed import World
+from trainer.metrics import METRICS_NAME
 from trainer.models.device import resolve_device
 from trainer.report_facts import environment_facts
 from transfer.starts import Start
@@ -19,6 +23,7 @@ from transfer.starts import Start
 FORMAT = 1
 NOTHING = "–"  # in tables, where there is no value
 SCORE_NAME = "score.json"  # of a finished run, in its folder
+OVERLAYS_NAME = "overlays"  # likewise, of images with what was predicted
 TASKS = ("classify", "segment", "detect")
 CHOICE = "nothing was chosen on the images judged on: the headline is the last epoch"
 
@@ -67,17 +72,51 @@ def load_score(folder: Path, identity: Mapping[str, Any]) -> RunScore | None:
         theirs, score = dict(values["identity"]), RunScore(**values["score"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): start over with --overwrite") from error
-    ours = json.loads(json.dumps(dict(identity)))
-    other = sorted(name for name in ours.keys() | theirs.keys()
-                   if ours.get(name) != theirs.get(name))  # fmt: skip
+    other = differences(json.loads(json.dumps(dict(identity))), theirs)
     if other:
-        name = other[0]
         raise UsageError(
-            f"{folder} is of another run ({name} is {ours.get(name)!r}, not {theirs.get(name)!r}"
+            f"{folder} is of another run ({other[0]}"
             f"{f', and {len(other) - 1} more' if len(other) > 1 else ''}): give another --out, or "
             "--overwrite"
         )
     return score
+
+
+def run_once(
+    folder: Path,
+    identity: Mapping[str, Any],
+    run: Callable[[], RunScore],
+    *,
+    overwrite: bool,
+    leaves: Sequence[str] = (),
+    world: World = World(),  # noqa: B008 - frozen
+) -> RunScore:
+    """A finished run's score, of a run before where there was one.
+
+    Args:
+        run: makes the run in its folder, which is there; every process of `world` calls it.
+        overwrite: take away what a run before has left, and nothing else.
+        leaves: files of a run beside those that all runs have.
+    Raises:
+        UsageError: see `load_score`.
+    """
+
+    def before() -> RunScore | None:
+        if overwrite:
+            for name in (SCORE_NAME, CHECKPOINT_NAME, METRICS_NAME, *leaves):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / OVERLAYS_NAME, ignore_errors=True)
+        score = load_score(folder, identity)
+        if score is None:
+            folder.mkdir(parents=True, exist_ok=True)
+        return score
+
+    found = world.first(before)
+    if found is None:
+        found = run()
+        if world.is_first:
+            save_score(folder, found, identity)
+    return found
 
 
 def summarise(scores: Sequence[RunScore]) -> dict[str, dict[str, Any]]:
@@ -102,8 +141,9 @@ def write_results(
     settings: Mapping[str, Any],
     starts: Mapping[str, tuple[Start, Sequence[RunScore]]],
     notes: Sequence[str],
+    world: World = World(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
-    """Write a task's JSON whole, and return it.
+    """Write a task's JSON whole, the first process does, and return it.
 
     Args:
         metric: the headline's name. data: what was learnt and judged on.
@@ -128,9 +168,10 @@ def write_results(
             for name, (start, scores) in starts.items()
         },
         "notes": [*notes, *(note for start, _ in starts.values() for note in start.notes)],
-        "machine": environment_facts(device, World(), loader, workers),
+        "machine": environment_facts(device, world, loader, workers),
     }
-    write_atomic(path, _encoded(values))
+    if world.is_first:
+        write_atomic(path, _encoded(values))
     return values
 
 

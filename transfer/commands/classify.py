@@ -68,5 +68,5 @@ def classify(student: Path, data: str, val: str | None, as_json: bool, **options
             student=student, data=data, val=val, task=task, options=ClassifyOptions(**options)
         )
     )
-    path = (task.out or student.parent / TASK) / RESULTS_NAME
+    path = task.folder(student, TASK) / RESULTS_NAME
     print_result(values, as_json, f"{describe(values)}\nwritten to {path}")

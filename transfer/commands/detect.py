@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from storage.cli_common import print_result
+from storage.cli_common import print_result, reports
 from transfer.options import FILE, Numbers, take_options, task_options
 
 # Of transfer.detect, kept here so that --help imports nothing.
@@ -30,8 +30,10 @@ PRESETS = ("short", "coco-1x", "kdep-coco-r18", "kdep-coco-mnv2", "kdep-voc-r18"
 @click.option("--head", type=click.Choice(["fpn", "c4"]),
               help="c4: the student's last stage is the head (ResNets) [default: the preset's].",
               )  # fmt: skip
-@click.option("--norm", type=click.Choice(["batch", "frozen"]),
-              help="Batch norms of the student [default: the preset's].")  # fmt: skip
+@click.option("--norm", type=click.Choice(["batch", "sync", "frozen"]),
+              help="Batch norms of the student over each process's own photos, sync: over those of "
+              "all processes (with one both are the same), or as they came [default: the "
+              "preset's].")  # fmt: skip
 @click.option("--freeze-stages", type=click.IntRange(0, 3), default=0, show_default=True,
               help="The stem and this many stages don't learn.")  # fmt: skip
 @click.option("--width", type=int, default=256, show_default=True, help="Channels of the pyramid.")
@@ -59,7 +61,11 @@ PRESETS = ("short", "coco-1x", "kdep-coco-r18", "kdep-coco-mnv2", "kdep-voc-r18"
 @click.option("--evaluate-every", type=click.IntRange(1), help="Epochs [default: at the end].")
 @task_options
 def detect(student: Path, **options: Any) -> None:
-    """Fine-tune a detector on a student, from one or several starts: average precision."""
+    """Fine-tune a detector on a student, from one or several starts: average precision.
+
+    The same command again goes on. On several GPUs: torchrun --nproc-per-node N -m transfer.cli
+    detect ...
+    """
     from transfer.detect.run import DetectRequest, run_detect
     from transfer.detect.settings import DetectOptions
     from transfer.results import describe
@@ -69,4 +75,5 @@ def detect(student: Path, **options: Any) -> None:
     values = run_detect(
         DetectRequest(student=student, **sources, task=task, options=DetectOptions(**options))
     )
-    print_result(values, as_json, describe(values))
+    if reports():
+        print_result(values, as_json, describe(values))

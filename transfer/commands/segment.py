@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from storage.cli_common import print_result
+from storage.cli_common import print_result, reports
 from transfer.options import FILE, Numbers, take_options, task_options
-from transfer.segment.settings import DECODERS, TESTS
+from transfer.segment.settings import DECODERS, NORMS, TESTS
 
 PUBLISHED = "[default: as published]"
 
@@ -29,6 +29,9 @@ def _switch(name: str, text: str) -> Any:
               help="Of the encoder's last map [default: 8; 32 for MobileNets].")  # fmt: skip
 @click.option("--aux-weight", type=click.FloatRange(0),
               help=f"Of a second head's loss; 0: no second head {PUBLISHED}.")  # fmt: skip
+@click.option("--norm", type=click.Choice(NORMS),
+              help="Batch norms over each process's own images, or sync: over those of all "
+              f"processes. With one process both are the same {PUBLISHED}.")  # fmt: skip
 @click.option("--head-factor", type=click.FloatRange(0, min_open=True),
               help="Times --lr, for all but the encoder [default: 10].")  # fmt: skip
 @click.option("--momentum", type=float, help="[default: 0.9]")
@@ -74,7 +77,8 @@ def segment(
 ) -> None:
     """Fine-tune a student as the encoder of a segmentation network, beside other starts.
 
-    STUDENT is a student.safetensors of `trainer fit`. The same command again goes on.
+    STUDENT is a student.safetensors of `trainer fit`. The same command again goes on. On several
+    GPUs: torchrun --nproc-per-node N -m transfer.cli segment ...
     """
     from transfer.results import describe
     from transfer.segment.run import RESULTS_NAME, TASK, SegmentRequest, run_segment
@@ -84,5 +88,6 @@ def segment(
     values = run_segment(
         SegmentRequest(student=student, data=data, task=task, changes=options, overlays=overlays)
     )
-    path = (task.out or student.parent / TASK) / RESULTS_NAME
-    print_result(values, as_json, f"{describe(values)}\nwritten to {path}")
+    path = task.folder(student, TASK) / RESULTS_NAME
+    if reports():
+        print_result(values, as_json, f"{describe(values)}\nwritten to {path}")

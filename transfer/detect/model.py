@@ -26,7 +26,7 @@ from transfer.detect.maps import STRIDES, Maps, find_maps, last_stage, module_ro
 
 DETECTORS = ("faster-rcnn", "retinanet", "fcos")
 HEADS = ("fpn", "c4")
-NORMS = ("batch", "frozen")
+NORMS = ("batch", "sync", "frozen")
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 FINEST = {"faster-rcnn": 4, "retinanet": 8, "fcos": 8}  # stride of the first map that is used
 SURE, DETECTIONS = 0.05, 100  # boxes handed on: from this score, at most so many a photo
@@ -40,8 +40,8 @@ class DetectorConfig:
     """Which detector.
 
     Attributes:
-        norm: batch norms of the student: of every `batch` anew (all of it is in one process, so
-            that synchronised norms would compute the same), or `frozen` as they came.
+        norm: batch norms of the student: of each process's part of every `batch`, of all of it
+            (`sync`, see `transfer.norms.with_norm`), or `frozen` as they came.
         freeze_stages: 0 to 3; the stem and that many stages don't learn, norms included.
         width: channels of the pyramid. anchor: side in pixels of the smallest anchors.
     """

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from storage.atomic import write_atomic
-from trainer.checkpoint import CHECKPOINT_NAME, save_network
+from trainer.checkpoint import save_network
 from trainer.checks import require
-from trainer.metrics import METRICS_NAME
+from trainer.distributed import World, joined_world, local_device
 from trainer.models.device import resolve_device
 from trainer.optim import parameter_groups
-from trainer.plan import images_per_step, steps_per_epoch
+from trainer.plan import images_per_step, pieces, steps_per_epoch
 from transfer.detect.boxes import PhotoSet, count_boxes
 from transfer.detect.data import DetectionBatch, TrainSamples, collate
 from transfer.detect.evaluate import Found, average_precision, find
@@ -28,21 +28,14 @@ from transfer.detect.voc import is_voc
 from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, fine_tune
 from transfer.licence import licence_note
+from transfer.norms import check_norm, with_norm
 from transfer.options import TaskOptions
-from transfer.results import (
-    SCORE_NAME,
-    RunScore,
-    load_score,
-    run_folder,
-    save_score,
-    write_results,
-)
+from transfer.results import OVERLAYS_NAME, RunScore, run_folder, run_once, write_results
 from transfer.starts import Start, build, open_starts
 
 TASK = "detect"
 RESULTS_NAME = f"{TASK}.json"
 LEFT_OUT_NAME = "left-out.txt"
-OVERLAYS = "overlays"
 NETWORK_NAME = "detector.safetensors"  # a finished run's weights, in its folder
 NETWORK_KEY = "teachonce-detector"
 HEADLINE = "AP"
@@ -69,40 +62,56 @@ class DetectRequest:
 def run_detect(request: DetectRequest) -> dict[str, Any]:
     """Fine-tune every start with every seed; the values of detect.json.
 
+    Under torchrun every process calls it; all get the same values, the first one writes.
+
     Raises:
         UsageError: see `open_starts`, `open_photos`, `resolve`, `build_detector`; or the folder is
-            of other runs.
+            of other runs, or processes can't share a step.
         TrainingError: a run failed or was stopped; the same request goes on.
     """
+    device = local_device(resolve_device(request.task.device))
+    with joined_world(device, f"transfer.cli {TASK}") as world:
+        return _run_detect(request, device, world)
+
+
+def _run_detect(request: DetectRequest, device: torch.device, world: World) -> dict[str, Any]:
     task, options = request.task, request.options
-    device = resolve_device(task.device)
     starts = open_starts(request.student, task.compare)
     require(
         bool(request.val) or all(is_voc(Path(location)) for location in request.data),
         "--data has no list of photos to judge on: give them with --val (a VOC folder alone has "
         "its list val)",
     )
-    train = open_photos(request.data, request.images, "train")
-    val = open_photos(
-        request.val or request.data, request.val_images or request.images, "val", train.classes
-    )
+    train, val = world.first(lambda: _open_both(request))
     size = images_per_step(batch_of(task), 1, len(train.photos))
+    pieces(size, 1, world.size)  # refuses processes that can't share a step
     steps = steps_per_epoch(len(train.photos), size)
     settings = resolve(task, options, train.kind, steps, device.type == "cuda")
-    out = task.out or request.student.parent / TASK
-    write_atomic(out / LEFT_OUT_NAME, _left_out(train, val))
-    runs = Runs(settings, task, options, train, val, out, device)
+    out = task.folder(request.student, TASK)
+    check_norm(settings.detector.norm, world, device)
+    if world.is_first:
+        write_atomic(out / LEFT_OUT_NAME, _left_out(train, val))
+    runs = Runs(settings, task, options, train, val, out, device, world)
     scores = {s.name: (s, [runs.run(s, seed) for seed in task.all_seeds]) for s in starts}
+    runs.note_use(starts[0])
     return write_results(
         out / RESULTS_NAME,
         TASK,
         HEADLINE,
         {"train": _described(train), "val": _described(val)},
-        {**settings.to_json(), "preset": options.preset, "seeds": list(task.all_seeds),
-         "device": task.device, "workers": task.workers},
+        {**settings.to_json(), "preset": options.preset, **task.to_json()},
         scores,
         [*_notes(settings, starts, train, val), *runs.notes, CHOICE],
+        world,
     )  # fmt: skip
+
+
+def _open_both(request: DetectRequest) -> tuple[PhotoSet, PhotoSet]:
+    train = open_photos(request.data, request.images, "train")
+    val = open_photos(
+        request.val or request.data, request.val_images or request.images, "val", train.classes
+    )
+    return train, val
 
 
 class Runs:
@@ -121,34 +130,46 @@ class Runs:
         val: PhotoSet,
         out: Path,
         device: torch.device,
+        world: World,
     ) -> None:
         self._settings, self._task, self._options = settings, task, options
+        self._world = world
         self._train, self._val, self._out, self._device = train, val, out, device
         self._identities = {"train": train.identity(), "val": val.identity()}
-        # one worker is this process: a second one would only wait for it
-        self._workers = task.workers if task.workers > 1 else 0
         self.notes: list[str] = []
 
     def run(self, start: Start, seed: int) -> RunScore:
         """A finished run's score, of a run before where there was one."""
         folder, identity = run_folder(self._out, start, seed), self._identity(start, seed)
-        if self._task.overwrite:
-            for name in (SCORE_NAME, CHECKPOINT_NAME, METRICS_NAME):
-                (folder / name).unlink(missing_ok=True)
-        detector = self._detector(start, seed)
-        found = load_score(folder, identity)
-        if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            found = self._fit(detector.model, seed, identity, folder)
-            self._keep(detector.model, start, folder)
-            save_score(folder, found, identity)
+        return run_once(
+            folder,
+            identity,
+            lambda: self._run(start, seed, identity, folder),
+            overwrite=self._task.overwrite,
+            leaves=[NETWORK_NAME],
+            world=self._world,
+        )
+
+    def note_use(self, start: Start) -> None:
+        """Note what a detector takes of a start, if no run has."""
+        if not self.notes:
+            self._detector(start, self._task.seed)
+
+    def _run(self, start: Start, seed: int, identity: dict[str, Any], folder: Path) -> RunScore:
+        norm = self._settings.detector.norm
+        model = with_norm(self._detector(start, seed).model, norm, self._world)
+        found = self._fit(model, seed, identity, folder)
+        if self._world.is_first:
+            self._draw(model, folder / OVERLAYS_NAME)
+            self._keep(model, start, folder)
         return found
 
     def _identity(self, start: Start, seed: int) -> dict[str, Any]:
         settings = self._settings.to_json()
         fed = start.config
         return {"start": start.identity, "arch": fed.arch, "mean": fed.mean, "std": fed.std,
-                "seed": seed, **self._identities, **settings}  # fmt: skip
+                "seed": seed, **self._identities, **settings,
+                "processes": self._world.size}  # fmt: skip
 
     def _detector(self, start: Start, seed: int) -> Detector:
         detector = build_detector(
@@ -170,7 +191,8 @@ class Runs:
             collate,
             seed=seed,
             batch_size=settings.batch_size,
-            workers=self._workers,
+            workers=self._task.readers,
+            world=self._world,
         )
         config = FineTuneConfig(
             epochs=settings.epochs,
@@ -191,8 +213,8 @@ class Runs:
             device=self._device,
             evaluate=self._evaluate,
             evaluate_every=settings.evaluate_every,
+            world=self._world,
         )
-        self._draw(model, folder / OVERLAYS)
         last = tuned.evaluations[-1]
         return RunScore(
             seed=seed,
@@ -235,7 +257,7 @@ class Runs:
             self._settings.sizes,
             device=self._device,
             batch_size=self._settings.batch_size,
-            workers=self._workers,
+            workers=self._task.readers,
         )
 
 

@@ -41,9 +41,9 @@ _VOC: dict[str, Any] = {"iterations": 18_000, "warmup": 100, "short_sides": VOC_
 PRESETS = {
     "short": Preset(warmup=100, short_sides=VOC_SIDES),
     "coco-1x": Preset(**_COCO),
-    "kdep-coco-r18": Preset(**_COCO, head="c4"),
+    "kdep-coco-r18": Preset(**_COCO, head="c4", norm="sync"),
     "kdep-coco-mnv2": Preset(**_COCO, norm="frozen"),
-    "kdep-voc-r18": Preset(**_VOC, head="c4"),
+    "kdep-voc-r18": Preset(**_VOC, head="c4", norm="sync"),
     "kdep-voc-mnv2": Preset(**_VOC, norm="frozen"),
 }
 
@@ -114,7 +114,7 @@ class DetectSettings:
 
 
 def batch_of(task: TaskOptions) -> int:
-    """Photos of a step."""
+    """Photos of a step, of all processes together."""
     return task.batch_size or PUBLISHED_BATCH
 
 
@@ -139,7 +139,7 @@ def resolve(
     epochs = _epochs(task, options, preset, epoch_steps)
     rate = RATES[options.optimizer] * batch_of(task) / PUBLISHED_BATCH
     lr = rate if task.lr is None else task.lr
-    precision = task.precision or ("bf16" if cuda else "fp32")
+    precision = task.precision_on(cuda)
     require(precision in PRECISIONS, f"--precision is {precision!r}")
     return DetectSettings(
         detector=DetectorConfig(

@@ -52,7 +52,8 @@ class Judge:
 
     def __init__(self, num_classes: int) -> None:
         metrics = load_extra("torchmetrics.classification", "transfer segment")
-        options = {"num_classes": num_classes, "ignore_index": IGNORED, "validate_args": False}
+        options = {"num_classes": num_classes, "ignore_index": IGNORED, "validate_args": False,
+                   "sync_on_compute": False}  # fmt: skip  # of several processes one judges alone
         self._iou = metrics.MulticlassJaccardIndex(average="none", **options)
         self._mean = metrics.MulticlassJaccardIndex(average="macro", **options)
         self._accuracy = metrics.MulticlassAccuracy(average="micro", **options)

@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from storage.allocator import keep_freed_memory
 from storage.errors import UsageError
-from trainer.checkpoint import CHECKPOINT_NAME
-from trainer.config import StudentConfig
-from trainer.metrics import METRICS_NAME
+from trainer.distributed import World, joined_world, local_device
 from trainer.models.device import resolve_device
 from trainer.optim import parameter_groups
+from trainer.plan import images_per_step, pieces
 from trainer.step_config import OptimConfig, ScheduleConfig
 from transfer.epochs import EpochBatches
 from transfer.extra import load_extra
 from transfer.finetune import FineTuneConfig, Tuned, fine_tune
 from transfer.licence import licence_note
+from transfer.norms import BATCH, SYNC, check_norm, with_norm
 from transfer.options import TaskOptions
 from transfer.results import (
     CHOICE,
-    SCORE_NAME,
+    OVERLAYS_NAME,
     RunScore,
-    load_score,
     run_folder,
-    save_score,
+    run_once,
     write_results,
 )
-from transfer.segment.augment import SegmentBatch, SegmentSamples, collate
+from transfer.segment.augment import SegmentSamples, collate
 from transfer.segment.data import SegmentData, Split, notes_on, open_data, scan
 from transfer.segment.evaluate import Predictor, judge, predictions
 from transfer.segment.keep import NETWORK_NAME, save_segmenter
+from transfer.segment.loss import PixelLoss
 from transfer.segment.model import Segmenter, build_segmenter, check_start
 from transfer.segment.overlay import segment_overlay
-from transfer.segment.settings import IGNORED, SegmentSettings, resolve
+from transfer.segment.settings import SegmentSettings, resolve
 from transfer.starts import Start, open_starts
 
 TASK = "segment"
 RESULTS_NAME = f"{TASK}.json"
-OVERLAYS_NAME = "overlays"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,35 +65,44 @@ class SegmentRequest:
 def run_segment(request: SegmentRequest) -> dict[str, Any]:
     """Fine-tune every start with every seed; the values of segment.json.
 
+    Under torchrun every process calls it; all get the same values, the first one writes.
+
     Raises:
         UsageError: see `open_starts`, `open_data`, `resolve`, `check_start`; or the folder is
-            of other runs.
+            of other runs, or processes can't share a step.
         TrainingError: a run failed or was stopped; the same request goes on.
     """
     keep_freed_memory()
     for library in ("segmentation_models_pytorch", "torchmetrics"):
         load_extra(library, "transfer segment")
+    device = local_device(resolve_device(request.task.device))
+    with joined_world(device, f"transfer.cli {TASK}") as world:
+        return _run_segment(request, device, world)
+
+
+def _run_segment(request: SegmentRequest, device: torch.device, world: World) -> dict[str, Any]:
     task = request.task
-    device = resolve_device(task.device)
     starts = open_starts(request.student, task.compare)
     data = open_data(request.data)
     asked = {"epochs": task.epochs, "batch_size": task.batch_size, "lr": task.lr}
     settings = resolve(data.layout, starts[0].config.arch, {**asked, **request.changes})
+    check_norm(settings.norm, world, device)
     for start in starts:  # before the images are read
         check_start(start, settings, len(data.table.names))
-    train, val = (
-        scan(pairs, data.table, label, task.workers)
-        for pairs, label in ((data.train, "training"), (data.val, "validation"))
+    train, val = world.first(
+        lambda: (
+            scan(data.train, data.table, "training", task.workers),
+            scan(data.val, data.table, "validation", task.workers),
+        )
     )
-    if len(train.pairs) < 2:
-        raise UsageError(f"{data.location} has one training image: batch norms need two or more")
-    runs = _Runs(request, settings, data, train, val, device)
+    _check_share(data.location, len(train.pairs), settings, world)
+    runs = _Runs(request, settings, data, train, val, device, world)
     scores = {
         start.name: (start, [runs.score(start, seed) for seed in task.all_seeds])
         for start in starts
     }
     return write_results(
-        _out(request) / RESULTS_NAME,
+        task.folder(request.student, TASK) / RESULTS_NAME,
         TASK,
         "miou",
         {
@@ -105,12 +111,24 @@ def run_segment(request: SegmentRequest) -> dict[str, Any]:
             "train": _described(data, "training", train),
             "val": _described(data, "validation", val),
         },
-        {**settings.to_json(), "precision": runs.precision, "seeds": list(task.all_seeds),
-         "device": task.device, "workers": task.workers},
+        {**settings.to_json(), "precision": runs.precision, **task.to_json()},
         scores,
         [note for note in (*data.notes, *notes_on(data.table, train, val),
                            licence_note(data.root), CHOICE) if note],
+        world,
     )  # fmt: skip
+
+
+def _check_share(location: str, images: int, settings: SegmentSettings, world: World) -> None:
+    """Batch norms of pooled maps have one value an image and channel: they need two images."""
+    if images < 2:
+        raise UsageError(f"{location} has one training image: batch norms need two or more")
+    share = pieces(images_per_step(settings.batch_size, 1, images), 1, world.size)
+    if share < 2 and settings.norm == BATCH:
+        raise UsageError(
+            f"{world.size} processes have {share} image each of a step's {share * world.size}, and "
+            f"batch norms need two or more: give --norm {SYNC} (on GPUs) or a larger --batch-size"
+        )
 
 
 def _described(data: SegmentData, name: str, split: Split) -> dict[str, Any]:
@@ -120,10 +138,6 @@ def _described(data: SegmentData, name: str, split: Split) -> dict[str, Any]:
         "left_out": list(split.bad),
         "digest": split.digest,
     }
-
-
-def _out(request: SegmentRequest) -> Path:
-    return request.task.out or request.student.parent / TASK
 
 
 class _Runs:
@@ -137,26 +151,27 @@ class _Runs:
         train: Split,
         val: Split,
         device: torch.device,
+        world: World,
     ) -> None:
         self._request, self._settings, self._data = request, settings, data
+        self._world = world
         self._train, self._val, self._device = train, val, device
-        default = "bf16" if device.type == "cuda" else "fp32"
-        self.precision = request.task.precision or default
-        # one worker is this process: a second one would only wait for it
-        self._workers = request.task.workers if request.task.workers > 1 else 0
+        self.precision = request.task.precision_on(device.type == "cuda")
+        self._workers = request.task.readers
 
     def score(self, start: Start, seed: int) -> RunScore:
         """A run's score, of a run before where it was finished."""
-        folder = run_folder(_out(self._request), start, seed)
+        task = self._request.task
+        folder = run_folder(task.folder(self._request.student, TASK), start, seed)
         config = self._config(start, seed)
-        if self._request.task.overwrite:
-            _clear(folder)
-        found = load_score(folder, config.to_json())
-        if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            found = self._run(start, seed, folder, config)
-            save_score(folder, found, config.to_json())
-        return found
+        return run_once(
+            folder,
+            config.to_json(),
+            lambda: self._run(start, seed, folder, config),
+            overwrite=task.overwrite,
+            leaves=[NETWORK_NAME],
+            world=self._world,
+        )
 
     def _config(self, start: Start, seed: int) -> FineTuneConfig:
         settings = self._settings
@@ -178,12 +193,14 @@ class _Runs:
                 "classes": list(self._data.table.names),
                 "ids": list(self._data.table.ids),
                 "segment": settings.to_json(),
+                "processes": self._world.size,
             },
         )  # fmt: skip
 
     def _run(self, start: Start, seed: int, folder: Path, config: FineTuneConfig) -> RunScore:
         settings, table = self._settings, self._data.table
         model = build_segmenter(start, settings, len(table.names), seed)
+        with_norm(model, settings.norm, self._world)
         groups = [
             *parameter_groups(config.optim, model.network.encoder),
             *parameter_groups(config.optim, *model.heads(), lr_factor=settings.head_factor),
@@ -203,15 +220,18 @@ class _Runs:
                 seed=seed,
                 batch_size=settings.batch_size,
                 workers=self._workers,
+                world=self._world,
             ),
-            _Loss(start.config, settings.aux_weight, self._device),
+            PixelLoss(start.config, settings.aux_weight, self._device, self._world),
             folder,
             device=self._device,
             evaluate=evaluate,
             evaluate_every=settings.evaluate_every or settings.epochs,
+            world=self._world,
         )
-        save_segmenter(folder / NETWORK_NAME, model, start.config, settings, table.names)
-        self._draw(folder / OVERLAYS_NAME, predictor, model)
+        if self._world.is_first:
+            save_segmenter(folder / NETWORK_NAME, model, start.config, settings, table.names)
+            self._draw(folder / OVERLAYS_NAME, predictor, model)
         return _score(seed, tuned, table.names)
 
     def _draw(self, folder: Path, predictor: Predictor, model: Segmenter) -> None:
@@ -227,40 +247,6 @@ class _Runs:
             path = folder / f"{pair.image.stem}.png"
             segment_overlay(path, pixels, predicted, target, self._data.table.names)
         model.train(was_training)
-
-
-class _Loss:
-    """Cross-entropy over the pixels that count, of both heads (transfer.finetune.Loss)."""
-
-    def __init__(self, student: StudentConfig, aux_weight: float, device: torch.device) -> None:
-        self._aux_weight, self._device = aux_weight, device
-        self._mean, self._scale = (
-            torch.tensor(values, device=device).view(3, 1, 1)
-            for values in (
-                [255 * value for value in student.mean],
-                [1 / (255 * value) for value in student.std],
-            )
-        )
-
-    def __call__(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
-        images = (batch.images.to(self._device).float() - self._mean) * self._scale
-        target = batch.target.to(self._device).long()
-        found = model(images.contiguous(memory_format=torch.channels_last))
-        if isinstance(found, tuple):
-            main, second = found
-            return {"main": pixel_loss(main, target),
-                    "aux": self._aux_weight * pixel_loss(second, target)}  # fmt: skip
-        return {"main": pixel_loss(found, target)}
-
-
-def pixel_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of the pixels that aren't IGNORED; 0 where all are.
-
-    Args:
-        logits: [B, C, H, W]. target: int64 [B, H, W].
-    """
-    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="sum")
-    return total / (target != IGNORED).sum().clamp(min=1)
 
 
 def _score(seed: int, tuned: Tuned, names: tuple[str, ...]) -> RunScore:
@@ -281,10 +267,3 @@ def _score(seed: int, tuned: Tuned, names: tuple[str, ...]) -> RunScore:
             "ious": dict(zip(names, last["ious"], strict=True)),
         },
     )
-
-
-def _clear(folder: Path) -> None:
-    """Take away what a run before has left, and nothing else."""
-    for name in (CHECKPOINT_NAME, METRICS_NAME, SCORE_NAME, NETWORK_NAME):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / OVERLAYS_NAME, ignore_errors=True)

@@ -29,6 +29,7 @@ DECODERS: dict[str, tuple[int, ...]] = {
     "segformer": (32,),
 }
 TESTS = ("window", "whole")
+NORMS = ("batch", "sync")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class SegmentSettings:
     Attributes:
         output_stride: of the encoder's last map; None: 8, or the nearest its decoder can have.
         aux_weight: of the loss of a second head (torchvision's FCNHead) on the last map but one.
+        batch_size: images of a step, of all processes together.
+        norm: batch norms of every process's own images (`batch`) or of all (`sync`).
         head_factor: times the learning rate, for all that isn't encoder.
         crop: side of a training crop and of a test window.
         scale: smallest and largest factor that an image is resized by.
@@ -54,6 +57,7 @@ class SegmentSettings:
     decoder: str = "pspnet"
     output_stride: int | None = None
     aux_weight: float = 0.4
+    norm: str = "batch"
     epochs: int = 100
     batch_size: int = 16
     lr: float = 0.01
@@ -96,6 +100,7 @@ class SegmentSettings:
         require(32 <= self.crop <= 4096, f"--crop is {self.crop}; expected 32 to 4096")
         low, high = self.scale
         require(0 < low <= high, f"--scale is {low} {high}; expected 0 < smallest <= largest")
+        require(self.norm in NORMS, f"--norm is {self.norm!r}; expected one of {', '.join(NORMS)}")
         require(self.test in TESTS, f"--test is {self.test!r}; expected one of {', '.join(TESTS)}")
         require(
             0 < self.window_stride <= 1,
@@ -132,9 +137,11 @@ class SegmentSettings:
 
 # KDEP (arXiv:2203.14863), its src/semseg/config: PSPNet on ResNet-18; other sets have ours.
 PRESETS = {
-    "cityscapes": SegmentSettings(epochs=200, evaluate_every=20, test_side=2048),
-    "voc": SegmentSettings(epochs=50, evaluate_every=2, scale=(0.5, 1.5), test_side=512),
-    "ade20k": SegmentSettings(epochs=100, evaluate_every=10, test_side=512),
+    "cityscapes": SegmentSettings(norm="sync", epochs=200, evaluate_every=20, test_side=2048),
+    "voc": SegmentSettings(
+        norm="sync", epochs=50, evaluate_every=2, scale=(0.5, 1.5), test_side=512
+    ),
+    "ade20k": SegmentSettings(norm="sync", epochs=100, evaluate_every=10, test_side=512),
     "folder": SegmentSettings(epochs=100, evaluate_every=10),
 }
 

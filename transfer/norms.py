@@ -1,0 +1,39 @@
+"""Batch norms of networks that several processes learn."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from storage.errors import UsageError
+from trainer.distributed import World
+
+BATCH, SYNC, FROZEN = "batch", "sync", "frozen"
+
+
+def check_norm(norm: str, world: World, device: torch.device) -> None:
+    """See that processes can have such batch norms.
+
+    Raises:
+        UsageError: torch's synchronised batch norm takes tensors of GPUs alone.
+    """
+    if norm == SYNC and world.size > 1 and device.type != "cuda":
+        raise UsageError(
+            f"--norm {SYNC} over {world.size} processes needs GPUs, and these have "
+            f"{device.type}: give --norm {BATCH}, with statistics of each process's own images, "
+            "or start one process"
+        )
+
+
+def with_norm(model: nn.Module, norm: str, world: World) -> nn.Module:
+    """A network whose batch norms take statistics of all processes' images, where that is asked
+    for; one process has them all already.
+
+    Parameters and their names stay what they are. Converted by timm, whose own norms hold the
+    activation, which torch's conversion drops.
+    """
+    if norm != SYNC or world.size == 1:
+        return model
+    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
