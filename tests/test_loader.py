@@ -20,6 +20,7 @@ from storage.errors import StoreMismatch, TrainingError, UsageError
 from storage.images import ImageStatus, scan_folder
 from storage.pixels import cut_view, decode_rgb, pad_image
 from trainer.replay import ffcv_loader
+from trainer.replay import torch_loader as torch_loader_module
 from trainer.replay.beton import Beton, pack, sidecar_path
 from trainer.replay.loader import FFCVReplayLoader, TorchReplayLoader
 
@@ -241,6 +242,19 @@ def test_a_killed_torch_worker_reaches_the_caller_within_a_second(packed):
     seconds, _, message = found.stdout.partition(" ")
     assert re.match(r"a replay worker failed.*(killed|exited)", message), found.stderr
     assert float(seconds) < 1
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_torch_worker_killed_in_the_middle_of_a_batch_is_said_to_be(packed, monkeypatch, error):
+    def reset(*_, **__):
+        raise error
+        yield
+
+    loader = TorchReplayLoader(packed[1], batch_images=4, workers=1, **SETTINGS["crops"])
+    rows, box, flip = random_plan(loader)
+    monkeypatch.setattr(torch_loader_module, "DataLoader", reset)
+    with pytest.raises(TrainingError, match="a replay worker failed: it was killed or exited"):
+        collect(loader.epoch(rows, box, flip))
 
 
 def test_masked_rows_are_refused_by_name(fast):

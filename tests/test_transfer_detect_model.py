@@ -163,7 +163,7 @@ def test_what_is_new_comes_from_the_seed_alone():
         ("tv:mobilenet_v2", {"head": "c4"}, "needs a ResNet"),
         (detection.ARCH, {"head": "c4", "detector": "fcos"}, "is Faster R-CNN's"),
         (detection.ARCH, {"freeze_stages": 5}, "--freeze-stages is 5"),
-        (detection.ARCH, {"norm": "sync"}, "--norm is 'sync'"),
+        (detection.ARCH, {"norm": "group"}, "--norm is 'group'"),
         (detection.ARCH, {"width": 32, "detector": "fcos"}, "FCOS normalises 32 groups"),
     ],
 )

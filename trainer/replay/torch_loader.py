@@ -72,6 +72,8 @@ class TorchReplayLoader(ReplayLoader):
                 images, digests, taken, failed = next(batches)
             except StopIteration:
                 return
+            except (ConnectionError, EOFError) as error:  # while it was handing over a batch
+                raise TrainingError("a replay worker failed: it was killed or exited") from error
             except (RuntimeError, OSError) as error:  # killed; the file can't be read
                 last = str(error).strip().splitlines()[-1]  # after a worker's traceback
                 raise TrainingError(f"a replay worker failed: {last}") from error
