@@ -7,6 +7,7 @@ al. 2022, arXiv:2106.08254; mmsegmentation's Feature2Pyramid).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -53,9 +54,9 @@ class TokenEncoder(nn.Module):
         """[B, 3, H, W] -> itself and the maps [B, width, H / patch, W / patch] of the blocks."""
         return [images, *self.maps(images)]
 
+    @abstractmethod
     def maps(self, images: Tensor) -> list[Tensor]:
         """The blocks' outputs without class and register tokens."""
-        raise NotImplementedError
 
     def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
         """Asked by smp of every encoder: these take RGB alone."""
