@@ -3,17 +3,21 @@
     python benchmarks/hybrid_vit.py init --mobilenet mobilenet_v2.safetensors --out start.st
     python benchmarks/hybrid_vit.py trainer fit --method supervised --student timm:vit_mobilenet \
         --init start.st ...
-    python benchmarks/hybrid_vit.py labelgen run --teacher file:vit/student.safetensors ...
+    python benchmarks/hybrid_vit.py narrow vit/student.safetensors \
+        --data imagenette224/train --out vit10.safetensors
+    python benchmarks/hybrid_vit.py labelgen run --teacher file:vit10.safetensors ...
 
 ScaleKD asks for a strong transformer, and none can be trained from nothing on 1,200 photos. This
 is a hybrid (Dosovitskiy et al., ICLR 2021, section 3.1): four transformer blocks, 192 wide, over
 the first 14 blocks of MobileNetV2, one token for every 16 x 16 pixels. `init` puts ImageNet weights
-into the convolutions and leaves the transformer as its seed made it. The name belongs to this
-benchmark alone: it is registered with timm here, and teachonce's commands run in this process.
+into the convolutions and leaves the transformer as its seed made it; `narrow` keeps a folder's
+classes of a head that has learnt more of them. The name belongs to this benchmark alone: it is
+registered with timm here, and teachonce's commands run in this process.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from timm.models import VisionTransformer, generate_default_cfgs, register_model
 from torchvision.models import mobilenet_v2
 
 from labelgen.cli import cli as labelgen
+from trainer.checkpoint import load_student, save_student
 from trainer.cli import cli as trainer
 
 STEM = 14  # blocks of MobileNetV2 kept: 96 channels at a sixteenth
@@ -73,6 +78,26 @@ def init(mobilenet: Path, out: Path, classes: int, seed: int) -> None:
     stem = [name for name in state if name.startswith(STEM_PREFIX)]
     save_file(state | {name: found[name] for name in stem}, out)
     click.echo(f"{len(stem)} of {len(state)} tensors from {mobilenet}")
+
+
+@main.command()
+@click.argument("student", type=click.Path(exists=True, path_type=Path))
+@click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+def narrow(student: Path, data: Path, out: Path) -> None:
+    """STUDENT with the classes of the folder DATA alone, by the rows of its head."""
+    whole, config = load_student(student)
+    kept = sorted(folder.name for folder in data.iterdir() if folder.is_dir())
+    rows = [config.classes.index(name) for name in kept]
+    state = {
+        name: value[rows] if name.startswith("head.") else value
+        for name, value in whole.state_dict().items()
+    }
+    network = timm.create_model("vit_mobilenet", num_classes=len(kept))
+    network.load_state_dict(state)
+    about = replace(config, num_classes=len(kept), classes=tuple(kept))
+    save_student(out, network, about, {"narrowed": student.name})
+    click.echo(f"{len(kept)} of {len(config.classes)} classes kept")
 
 
 main.add_command(labelgen, "labelgen")

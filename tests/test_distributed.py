@@ -2,16 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import write_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 from training import SIZE, make_store
 
@@ -87,29 +89,63 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
         torch.testing.assert_close(found[0][name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def run(folder, out, *options, processes=2):
-    command = [
+def command(folder, out, *options, processes=2):
+    return [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
         "--master-port", str(PORT + 1), "-m", "trainer.cli", "fit", "--labels",
         str(folder / "store.zarr"), "--out", str(out), "--student", "resnet8", "--size", str(SIZE),
         "--batch-size", "16", "--views-per-image", "2", "--device", "cpu", "--loader", "torch",
         "--workers", "1", "--val", str(folder / "images"), "--json", *options,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def run(folder, out, *options, processes=2):
+    return subprocess.run(command(folder, out, *options, processes=processes), env=environment(),
+                          capture_output=True, text=True, check=False)  # fmt: skip
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def stop_after_a_pass(folder, out, *options):
+    """SIGTERM to all processes when the first pass is saved; the exit status."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command(folder, out, *options), env=environment(), **quiet) as going:
+        until = time.monotonic() + 120
+        while not (out / "checkpoint.pt").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        going.send_signal(signal.SIGTERM)
+        return going.wait()
+
+
+def write_large_folder(root):
+    """20 photos of noise, 12 MiB together: two pages of a beton."""
+    rng = np.random.default_rng(7)
+    for number in range(20):
+        place = root / f"class{number % 3}" / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (800, 800, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place, quality=90)
+    return root
 
 
 @pytest.mark.long
 def test_torchrun_trains_stops_and_goes_on_as_if_it_had_not(tmp_path):
-    make_store(write_folder(tmp_path / "images", classes=3, per_class=8), tmp_path / "store.zarr")
-    whole = run(tmp_path, tmp_path / "whole", "--epochs", "3")
+    """In quasi-random order, whose pages the processes share."""
+    make_store(write_large_folder(tmp_path / "images"), tmp_path / "store.zarr")
+    chosen = ("--epochs", "6", "--set", "order.kind=quasi-random", "--set", "order.memory_mib=8")
+    whole = run(tmp_path, tmp_path / "whole", *chosen)
     assert whole.returncode == 0, whole.stderr
     reports = [json.loads(text) for text in whole.stdout.strip().split("\n}\n") if text]
     assert len(reports) == 1, "only the first process reports"
-    assert run(tmp_path, tmp_path / "parts", "--epochs", "3", "--set", "seed=0").returncode == 0
+    assert stop_after_a_pass(tmp_path, tmp_path / "parts", *chosen) != 0
+    assert not (tmp_path / "parts" / "student.safetensors").exists()
+    resumed = run(tmp_path, tmp_path / "parts", *chosen)
+    assert resumed.returncode == 0, resumed.stderr
     a = load_file(tmp_path / "whole" / "student.safetensors")
     b = load_file(tmp_path / "parts" / "student.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    one = run(tmp_path, tmp_path / "whole", "--epochs", "3", processes=1)
+    one = run(tmp_path, tmp_path / "whole", *chosen, processes=1)
     assert "2 processes" in one.stderr
     assert one.returncode != 0

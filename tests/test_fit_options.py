@@ -85,6 +85,7 @@ PASSES = {"order.kind": "quasi-random", "order.memory_mib": 8, "resolution.start
         (7, {"epochs": 3, "settings": PASSES}),
         (5, {"method": "ferkd", "optimizer": "adamw", "epochs": 8,
              "settings": {"epoch_counting": "views", "mix.kind": "cutmix", "mix.partner": "image",
+                          "mix.off_epochs": 2,
                           "ferkd.top": 0.9}}),
         (4, {"labels": None, "epochs": 2, "precision": "bf16"}),
     ],

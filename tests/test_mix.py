@@ -95,8 +95,26 @@ def test_the_loss_of_a_mixed_batch_is_that_of_the_mixed_label():
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_nothing_is_mixed_in_the_last_epochs_if_so_asked():
+    method = FKD(1.0, MixConfig(kind="cutmix", off_epochs=5), 1, seed=3)
+    label = TopKTarget(torch.zeros(8, 1).long(), torch.ones(8, 1), torch.zeros(8))
+    mixed = []
+    for epochs_left in (7, 6, 5, 1):
+        method.begin_pass(epochs_left)
+        batch = Batch(images(), torch.zeros(8, dtype=torch.int64), label)
+        mixed.append(method.mix(batch) is not None)
+    assert mixed == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
-    "values", [{"kind": "mix"}, {"prob": 1.5}, {"cutmix_alpha": 0.0}, {"partner": "class"}]
+    "values",
+    [
+        {"off_epochs": -1},
+        {"kind": "mix"},
+        {"prob": 1.5},
+        {"cutmix_alpha": 0.0},
+        {"partner": "class"},
+    ],
 )
 def test_impossible_settings_are_refused_with_the_value(values):
     with pytest.raises(UsageError, match="expected"):

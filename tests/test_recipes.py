@@ -38,6 +38,11 @@ RELABEL = {"method": "fkd", "epochs": 300, "batch_size": 1024, "views_per_image"
            "labels.label_type": "marginal_smoothing", "labels.tail": "even",
            "labels.temperature": 1.0, "optim.lr": 0.1, "optim.nesterov": True,
            "schedule.warmup_epochs": 5.0}  # fmt: skip
+RELABEL_CUTMIX = {
+    **{name: value for name, value in RELABEL.items() if not name.startswith("optim.")},
+    "mix.kind": "cutmix", "mix.prob": 1.0, "mix.cutmix_alpha": 1.0, "mix.off_epochs": 5,
+    "optim.name": "timm:adamp", "optim.lr": 0.002, "optim.weight_decay": 0.01,
+    "optim.decay_vectors": True}  # fmt: skip
 SSL = {"method": "fkd-ssl", "epochs": 200, "batch_size": 256, "views_per_image": 1,
        "optim.name": "adamw", "optim.lr": 3e-4, "optim.weight_decay": 0.0,
        "optim.decay_vectors": True, "schedule.kind": "linear", "schedule.warmup_epochs": 0.0,
@@ -56,6 +61,7 @@ PUBLISHED = {
     "fkd-fbnetc": ("timm:fbnetc_100", VIT),
     "fkd-efficientnetv2-b0": ("timm:tf_efficientnetv2_b0", VIT),
     "relabel-resnet50": ("tv:resnet50", RELABEL),
+    "relabel-cutmix-resnet50": ("tv:resnet50", RELABEL_CUTMIX),
     "fast-meal-v2-resnet50": ("tv:resnet50", MEAL),
     "fkd-ssl-resnet50": ("tv:resnet50", SSL),
     "kdep-resnet18": ("tv:resnet18", {**KDEP, "optim.lr": 0.3, "kdep.loss_weight": 3.0}),

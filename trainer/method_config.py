@@ -27,6 +27,7 @@ class MixConfig:
 
     kind: `both` chooses CutMix with `switch_prob`, else Mixup, once a batch.
     partner: any crop of the `batch`, or another of the same `image` (FerKD's SelfMix).
+    off_epochs: the last epochs, in which nothing is mixed (ReLabel's setting with CutMix: 5).
     """
 
     kind: str = "none"
@@ -35,8 +36,12 @@ class MixConfig:
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
     partner: str = "batch"
+    off_epochs: int = 0
 
     def __post_init__(self) -> None:
+        require(
+            self.off_epochs >= 0, f"mix.off_epochs is {self.off_epochs}; expected 0 or more epochs"
+        )
         require(
             self.kind in MIX_KINDS,
             f"mix.kind is {self.kind!r}; expected one of {', '.join(MIX_KINDS)}",

@@ -214,6 +214,7 @@ class Passes:
 
     def _train_pass(self, now: Pass, after: Pass | None) -> None:
         """One pass; the labels of the one after it are read meanwhile."""
+        self._networks.learner.method.begin_pass(self._config.epochs - now.epoch)
         batches = self.source.epoch(
             self._loader(now), now.number, self._plan(now), self._step_images(now.views),
             self._state.step_in_epoch, self._world,

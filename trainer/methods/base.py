@@ -21,6 +21,9 @@ class Method(nn.Module, ABC):
     trains_whole_student: bool = True  # every parameter of the student gets a gradient
     mixes: bool = False  # crops of a batch may be mixed with one another
 
+    def begin_pass(self, epochs_left: int) -> None:
+        """Called before each pass, with the epochs from its beginning to the end of the run."""
+
     def measures(self) -> dict[str, float]:
         """More numbers of the last batch, for a logged line of metrics.jsonl."""
         return {}

@@ -47,8 +47,15 @@ class FKD(Method):
         """Inverse of `get_extra_state`."""
         self._chance.set_state(state.cpu())
 
+    def begin_pass(self, epochs_left: int) -> None:
+        """Mixing ends with the first pass that begins in the last epochs without it."""
+        config = self._mix_config
+        self.mixes = config.kind != "none" and epochs_left > config.off_epochs
+
     def mix(self, batch: Batch) -> Mixed | None:
         """Mix the images of a batch, in place, if that is asked for."""
+        if not self.mixes:
+            return None
         return mix_images(batch.images, self._mix_config, self._views, self._chance)
 
     def terms(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
