@@ -22,16 +22,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-from live_teacher import STORE_NAME, TIMES, compared, label, measured, run_options
+from live_teacher import TIMES, Comparison, compared, label, measured, run_options
 from torch import Tensor, nn
 
 from labelgen.target_options import OWN_NAME, TargetOptions
-from labelgen.teacher import Teacher, load_teacher
-from labelgen.teachers import resolve
+from labelgen.teacher import Teacher
 from storage.reading import MANIFEST
 from trainer import methods
 from trainer.batch import Batch
@@ -39,7 +37,6 @@ from trainer.checkpoint import STUDENT_NAME
 from trainer.config import TrainConfig
 from trainer.methods.base import Method
 from trainer.models.feature_tap import tap_feature
-from trainer.request import FitRequest
 from trainer.targets import StoredTarget
 
 
@@ -96,57 +93,25 @@ def main() -> None:
 @click.option("--epochs", type=int, default=5, show_default=True, help="Of pretraining.")
 @click.option("--finetune-epochs", type=int, default=3, show_default=True)
 @click.option("--finetune-lr", type=float, default=0.1, show_default=True)
-def run(
-    out: Path,
-    arm: str,
-    seed: int,
-    train_folder: str,
-    val: Path,
-    weights: str,
-    arch: str,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    size: int,
-    student: str,
-    rank: int,
-    scale: tuple[float, float],
-    epochs: int,
-    finetune_epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    finetune_lr: float,
-    precision: str,
-) -> None:
+def run(what: Comparison, rank: int, epochs: int, finetune_epochs: int, finetune_lr: float) -> None:
     """One arm and one seed; the store is made where it isn't there yet."""
-    spec = resolve(f"file:{weights}", arch=arch, size=size, mean=mean, std=std)
-    teacher, store = load_teacher(spec, "cpu"), out / STORE_NAME
-    if not (store / MANIFEST).exists():
+    teacher = what.teacher()
+    if not (what.store / MANIFEST).exists():
         targets = TargetOptions(features=OWN_NAME, feature_views=epochs, feature_rank=rank)
-        label(teacher, train_folder, store, epochs, scale, targets)
-    folder = out / f"{arm}{seed}"
-    common: dict[str, Any] = {
-        "data": train_folder, "student": student, "size": size, "batch_size": batch_size,
-        "views_per_image": 1, "weight_decay": weight_decay, "seed": seed, "device": "cpu",
-        "precision": precision, "labels": store,
-    }  # fmt: skip
-    if arm == "hard":
-        total = epochs + finetune_epochs
-        request = FitRequest(**common, method="supervised", epochs=total, lr=lr, out=folder)
-        line = measured(request, None, val)
+        label(teacher, what, epochs, targets)
+    if what.arm == "hard":
+        request = what.request(method="supervised", epochs=epochs + finetune_epochs)
+        line = measured(request, None, what.val)
     else:
-        live = partial(live_method, methods.create, teacher) if arm == "live" else None
-        request = FitRequest(**common, method="kdep", epochs=epochs, lr=lr, out=folder)
-        first = measured(request, live, None)
-        tuned = FitRequest(
-            **common, method="supervised", epochs=finetune_epochs, lr=finetune_lr,
-            init=str(folder / STUDENT_NAME), out=out / f"{arm}{seed}-tuned",
+        live = partial(live_method, methods.create, teacher) if what.arm == "live" else None
+        first = measured(what.request(method="kdep", epochs=epochs), live, None)
+        tuned = what.request(
+            method="supervised", epochs=finetune_epochs, lr=finetune_lr,
+            init=str(what.folder / STUDENT_NAME), out=Path(f"{what.folder}-tuned"),
         )  # fmt: skip
-        line = measured(tuned, None, val)
+        line = measured(tuned, None, what.val)
         line |= {name: line[name] + first[name] for name in TIMES}
-    line |= {"arm": arm, "seed": seed, "epochs": [epochs, finetune_epochs]}
-    (out / f"{arm}{seed}.json").write_text(json.dumps(line))
-    click.echo(json.dumps(line))
+    what.report(line, [epochs, finetune_epochs])
 
 
 @main.command()

@@ -21,10 +21,12 @@ epoch is chosen by the validation images. The table compares whatever runs it fi
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,13 +77,76 @@ def main() -> None:
     """Hard labels, a live teacher and its store, compared."""
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
     """What both benchmarks of a live teacher are asked for."""
+
+    out: Path
+    arm: str
+    seed: int
+    train: str
+    val: Path
+    weights: str
+    arch: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    student: str
+    scale: tuple[float, float]
+    batch_size: int
+    lr: float
+    weight_decay: float
+    precision: str
+
+    @property
+    def store(self) -> Path:
+        """The store of all arms and seeds."""
+        return self.out / STORE_NAME
+
+    @property
+    def folder(self) -> Path:
+        """Of this arm's run with this seed."""
+        return self.out / f"{self.arm}{self.seed}"
+
+    def teacher(self) -> Teacher:
+        """The teacher, loaded."""
+        spec = resolve(
+            f"file:{self.weights}", arch=self.arch, size=self.size, mean=self.mean, std=self.std
+        )
+        return load_teacher(spec, "cpu")
+
+    def request(self, **options: Any) -> FitRequest:
+        """A run with the settings that all arms share."""
+        common: dict[str, Any] = {
+            "out": self.folder, "labels": self.store, "data": self.train, "student": self.student,
+            "size": self.size, "batch_size": self.batch_size, "views_per_image": 1, "lr": self.lr,
+            "weight_decay": self.weight_decay, "seed": self.seed, "device": "cpu",
+            "precision": self.precision,
+        }  # fmt: skip
+        return FitRequest(**common | options)
+
+    def report(self, measures: dict[str, Any], epochs: Any) -> None:
+        """Write the line of this arm and seed, and print it."""
+        line = json.dumps(measures | {"arm": self.arm, "seed": self.seed, "epochs": epochs})
+        self.folder.with_suffix(".json").write_text(line)
+        click.echo(line)
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command of a Comparison, and of further options by name."""
+    names = [field.name for field in fields(Comparison)]
+
+    @functools.wraps(command)
+    def compare(**values: Any) -> None:
+        shared = {name: values.pop(name) for name in names}
+        command(Comparison(**shared), **values)
+
+    wrapped: Callable[..., None] = compare
     options = (
         click.option("--out", required=True, type=click.Path(path_type=Path)),
         click.option("--arm", required=True, type=click.Choice(ARMS)),
         click.option("--seed", type=int, required=True),
-        click.option("--train", "train_folder", required=True, type=click.Path(exists=True)),
+        click.option("--train", required=True, type=click.Path(exists=True)),
         click.option("--val", required=True, type=click.Path(exists=True, path_type=Path)),
         click.option("--weights", required=True, type=click.Path(exists=True)),
         click.option("--arch", required=True),
@@ -102,50 +167,23 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
     )
     for option in reversed(options):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 @main.command()
 @run_options
 @click.option("--epochs", type=int, default=30, show_default=True)
 @click.option("--loader", default="ffcv", show_default=True)
-def run(
-    out: Path,
-    arm: str,
-    seed: int,
-    train_folder: str,
-    val: Path,
-    weights: str,
-    arch: str,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    size: int,
-    student: str,
-    scale: tuple[float, float],
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    precision: str,
-    loader: str,
-) -> None:
+def run(what: Comparison, epochs: int, loader: str) -> None:
     """One arm and one seed; the store is made where it isn't there yet."""
-    spec = resolve(f"file:{weights}", arch=arch, size=size, mean=mean, std=std)
-    teacher = load_teacher(spec, "cpu")
-    store = out / STORE_NAME
-    if not (store / MANIFEST).exists():
-        label(teacher, train_folder, store, epochs, scale)
-    request = FitRequest(
-        data=train_folder, student=student, size=size, epochs=epochs, batch_size=batch_size,
-        views_per_image=1, lr=lr, weight_decay=weight_decay, seed=seed, device="cpu",
-        precision=precision, loader=loader, labels=store, out=out / f"{arm}{seed}",
-        method="fkd" if arm == "store" else "supervised",
-    )  # fmt: skip
-    live = partial(live_method, teacher, precision) if arm == "live" else None
-    line = measured(request, live, val) | {"arm": arm, "seed": seed, "epochs": epochs}
-    (out / f"{arm}{seed}.json").write_text(json.dumps(line))
-    click.echo(json.dumps(line))
+    teacher = what.teacher()
+    if not (what.store / MANIFEST).exists():
+        label(teacher, what, epochs)
+    method = "fkd" if what.arm == "store" else "supervised"
+    live = partial(live_method, teacher, what.precision) if what.arm == "live" else None
+    request = what.request(epochs=epochs, method=method, loader=loader)
+    what.report(measured(request, live, what.val), epochs)
 
 
 def live_method(teacher: Teacher, precision: str, *_arguments: Any, **_options: Any) -> Method:
@@ -176,19 +214,18 @@ def measured(
 
 
 def label(
-    teacher: Teacher, train_folder: str, store: Path, crops: int, scale: tuple[float, float],
-    targets: TargetOptions | None = None,
-) -> None:  # fmt: skip
+    teacher: Teacher, what: Comparison, crops: int, targets: TargetOptions | None = None
+) -> None:
     """Make the store and note what that took, beside it."""
     started = time.perf_counter(), time.process_time()
-    sampler = RandomResizedCrop(scale=scale)
-    generate(teacher, train_folder, store, crops=crops, sampler=sampler, targets=targets)
+    sampler = RandomResizedCrop(scale=what.scale)
+    generate(teacher, what.train, what.store, crops=crops, sampler=sampler, targets=targets)
     line = {
         "arm": "labelling",
         "seconds": time.perf_counter() - started[0],
         "processor_seconds": time.process_time() - started[1],
     }
-    (store.parent / "labelling.json").write_text(json.dumps(line))
+    (what.out / "labelling.json").write_text(json.dumps(line))
 
 
 @main.command()

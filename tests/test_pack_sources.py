@@ -288,7 +288,7 @@ def test_a_missing_package_is_one_line_with_its_command(tmp_path, monkeypatch):
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(UsageError, match=r"pip install 'teachonce\[data\]'"):
+            with pytest.raises(UsageError, match=r"pip install -e '\.\[data\]'"):
                 open_source(location)
 
 

@@ -216,7 +216,7 @@ def test_engines_whose_library_is_missing_say_what_to_install(runs: Runs) -> Non
             env=runs.environment() | {"PYTHONPATH": f"{hidden}:{Path(__file__).parents[1]}"},
         )  # fmt: skip
         assert result.returncode == 2
-        assert f"pip install 'teachonce[{engine}]'" in result.stderr
+        assert f"pip install -e '.[{engine}]'" in result.stderr
 
 
 @pytest.mark.long

@@ -373,7 +373,7 @@ def test_a_missing_tracker_is_named_with_its_command_before_anything_is_made(
     world, tmp_path, monkeypatch, name
 ):
     monkeypatch.setitem(sys.modules, name, None)  # imports as if it were not installed
-    with pytest.raises(UsageError, match=rf"--log {name} .*pip install 'teachonce\[log\]'"):
+    with pytest.raises(UsageError, match=rf"--log {name} .*pip install -e '\.\[log\]'"):
         fit(request(tmp_path / "run", labels=world / "store.zarr", log=(name,)))
     assert not (tmp_path / "run").exists()
 

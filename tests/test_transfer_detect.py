@@ -270,5 +270,5 @@ def test_coco_files_go_through_the_command(student, tmp_path, monkeypatch):
 
 def test_a_missing_library_is_one_line_with_the_way_out(student, voc, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval", None)
-    with pytest.raises(UsageError, match=r"pip install 'teachonce\[transfer\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[transfer\]'"):
         run_detect(request(student, voc, tmp_path / "out"))

@@ -386,6 +386,6 @@ def test_the_command_gives_a_table_and_one_line_for_what_is_wrong(tmp_path):
 
 def test_a_missing_library_is_one_line_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(UsageError, match=r"`transfer segment` needs segmentation-models-pytorch "
-                       r".*: pip install 'teachonce\[transfer\]'"):  # fmt: skip
+    with pytest.raises(UsageError, match=r"segment needs the package segmentation-models-pytorch"
+                       r".* pip install -e '\.\[transfer\]'"):  # fmt: skip
         run_segment(request(tmp_path))

@@ -5,7 +5,6 @@ Their packages are asked for, and loaded, only by a run that names them.
 
 from __future__ import annotations
 
-import importlib
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from storage.errors import UsageError
+from storage.extras import load_extra
 from trainer.config import TRACKERS, flatten
 from trainer.metrics import Tracker
 
@@ -101,9 +101,4 @@ class WeightsAndBiases:
 
 
 def _load(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"--log {name} needs the package {name} ({error}): pip install 'teachonce[log]'"
-        ) from error
+    return load_extra(name, f"--log {name}", "log")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from storage.errors import UsageError
+from storage.extras import needs_extra
 
 Run = Callable[[Tensor], Tensor]
 INPUT, OUTPUT = "images", "logits"
@@ -27,7 +27,7 @@ def write_onnx(student: nn.Module, size: int, path: Path) -> Run:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise UsageError(f"--to onnx needs {error.name}: run `pip install -e '.[onnx]'`") from error
+        raise needs_extra("--to onnx", str(error.name), "onnx") from error
     with _quietly():
         torch.onnx.export(
             student,

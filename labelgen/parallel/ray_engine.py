@@ -23,7 +23,8 @@ from labelgen.parallel.leading import note_run, team_progress, team_report
 from labelgen.parallel.local import DeadProcessError
 from labelgen.run import begin_store
 from labelgen.teacher import Teacher
-from storage.errors import TeachonceError, UsageError
+from storage.errors import TeachonceError
+from storage.extras import needs_extra
 from storage.images import ImageFolder, scan_folder
 from storage.store import LabelStore
 
@@ -120,7 +121,7 @@ def ray_labelling(request: Request, processes: int) -> Callable[..., RunReport]:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray needs Ray: pip install 'teachonce[ray]'") from error
+        raise needs_extra("--engine ray", "ray", "ray") from error
 
     def label(
         store: LabelStore,

@@ -18,6 +18,7 @@ from labelgen.crop_pool import STOPPED, StoppedError, package_environment
 from labelgen.parallel.local import COMMAND, failure
 from labelgen.parallel.world import World
 from storage.errors import UsageError
+from storage.extras import needs_extra
 
 LAUNCHER = "slurm"
 MINUTES = 24 * 60  # of a job, unless --slurm timeout_min=... says otherwise
@@ -114,7 +115,7 @@ def submit(
     try:
         import submitit
     except ImportError as error:
-        raise UsageError("--engine slurm needs submitit: pip install 'teachonce[slurm]'") from error
+        raise needs_extra("--engine slurm", "submitit", "slurm") from error
     executor = submitit.AutoExecutor(folder=folder)
     if executor.cluster != "slurm":
         print("no Slurm here (no srun): jobs are processes of this machine", file=sys.stderr)

@@ -23,6 +23,7 @@ from storage.archives.files import write_renamed
 from storage.archives.fkd_export import ExportReport
 from storage.archives.rows import StoreRow, only_teacher, store_rows
 from storage.errors import StoreError, UsageError
+from storage.extras import needs_extra
 from storage.format import json_bytes
 from storage.manifest import read_manifest
 from storage.store import LabelStore
@@ -114,10 +115,8 @@ def export_parquet(
     """
     try:
         import pyarrow.parquet
-    except ImportError:
-        raise UsageError(
-            "Parquet tables need the `pyarrow` package: pip install 'teachonce[archives]'"
-        ) from None
+    except ImportError as error:
+        raise needs_extra("writing Parquet tables", "pyarrow", "archives") from error
     adapted = stored_thresholds(store.spec.teachers[only_teacher(store, teacher)].adapted)
     if adapted is not None and adapted.leaves_out:
         raise UsageError(

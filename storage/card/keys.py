@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.errors import UsageError
+from storage.extras import needs_extra
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -18,10 +19,8 @@ def require_cryptography() -> None:
     """Raises UsageError where the extra isn't installed."""
     try:
         import cryptography  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "signing needs the `cryptography` package: pip install 'teachonce[sign]'"
-        ) from None
+    except ImportError as error:
+        raise needs_extra("signing", "cryptography", "sign") from error
 
 
 def new_key_pem() -> tuple[bytes, bytes]:

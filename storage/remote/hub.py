@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.errors import UsageError
+from storage.extras import needs_extra
 from storage.remote.location import HubLocation, RemoteError, hub_location
 
 
@@ -74,9 +74,7 @@ def _library(url: str) -> Any:
         import huggingface_hub
         import huggingface_hub.utils
     except ImportError as error:
-        raise UsageError(
-            f"{url} needs the package huggingface_hub: pip install 'teachonce[remote,hub]'"
-        ) from error
+        raise needs_extra(url, "huggingface_hub", "remote,hub") from error
     return huggingface_hub
 
 

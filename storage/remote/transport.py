@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from storage.errors import UsageError
+from storage.extras import needs_extra
 from storage.remote.location import RemoteError, normal_url
 
 REQUEST_BYTES = 32 << 20  # longest range asked for at once
@@ -300,9 +300,7 @@ def _object_store(url: str, retry: Retry) -> Any:
     try:
         from obstore.store import from_url
     except ImportError as error:
-        raise UsageError(
-            f"{url} needs the package obstore: pip install 'teachonce[remote]'"
-        ) from error
+        raise needs_extra(url, "obstore", "remote") from error
     headers: dict[str, str] = {}
     if url.startswith("hf://"):
         from storage.remote.hub import web_address

@@ -144,10 +144,3 @@ def stamp_files(paths: Iterable[Path], names: Iterable[str]) -> str:
         status = path.stat()
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
     return digest.hexdigest()
-
-
-def needs_package(what: str, package: str, error: ImportError) -> UsageError:
-    """The one line for an extra that isn't installed."""
-    missing = UsageError(f"{what} needs the package {package}: pip install 'teachonce[data]'")
-    missing.__cause__ = error
-    return missing

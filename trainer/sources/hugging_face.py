@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import StoreError, UsageError
+from storage.extras import needs_extra
 from trainer.sources.base import (
     CHUNK_IMAGES,
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     Content,
-    needs_package,
     pick_column,
     stamp_files,
     targets_by_name,
@@ -175,7 +175,7 @@ def _one_line(location: str) -> Iterator[None]:
     try:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise needs_package(location, "datasets", error) from error
+        raise needs_extra(location, "datasets", "data") from error
     try:
         yield
     except (DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

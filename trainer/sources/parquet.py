@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import StoreError, UsageError
+from storage.extras import needs_extra
 from trainer.sources.base import (
     CHUNK_IMAGES,
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     Content,
-    needs_package,
     pick_column,
     stamp_files,
     targets_by_name,
@@ -116,7 +116,7 @@ def _open(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise needs_package(str(path), "pyarrow", error) from error
+        raise needs_extra(str(path), "pyarrow", "data") from error
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.errors import StoreError, UsageError
+from storage.extras import needs_extra
 from storage.pixels import IMAGE_SUFFIXES
 from trainer.sources.base import (
     CHUNK_IMAGES,
     Content,
-    needs_package,
     stamp_files,
     targets_by_name,
     unique_keys,
@@ -121,7 +121,7 @@ def expand(pattern: str) -> list[Path]:
         try:
             from braceexpand import braceexpand
         except ImportError as error:
-            raise needs_package(pattern, "webdataset", error) from error
+            raise needs_extra(pattern, "webdataset", "data") from error
         paths = [Path(name) for name in braceexpand(pattern)]
     for path in paths:
         if not path.is_file():

@@ -12,13 +12,13 @@ from torch import nn
 
 from storage.allocator import keep_freed_memory
 from storage.errors import UsageError
+from storage.extras import load_extra
 from trainer.distributed import World, joined_world, local_device
 from trainer.models.device import resolve_device
 from trainer.optim import parameter_groups
 from trainer.plan import images_per_step, pieces
 from trainer.step_config import OptimConfig, ScheduleConfig
 from transfer.epochs import EpochBatches
-from transfer.extra import load_extra
 from transfer.finetune import FineTuneConfig, Tuned, fine_tune
 from transfer.licence import licence_note
 from transfer.norms import BATCH, SYNC, check_norm, with_norm
@@ -74,7 +74,7 @@ def run_segment(request: SegmentRequest) -> dict[str, Any]:
     """
     keep_freed_memory()
     for library in ("segmentation_models_pytorch", "torchmetrics"):
-        load_extra(library, "transfer segment")
+        load_extra(library, "transfer segment", "transfer")
     device = local_device(resolve_device(request.task.device))
     with joined_world(device, f"transfer.cli {TASK}") as world:
         return _run_segment(request, device, world)
