@@ -10,6 +10,12 @@ from torch import nn
 from storage.errors import UsageError
 from trainer.step_config import OptimConfig
 
+# of transformers, as timm and torchvision call them: what their recipes don't let decay
+EMBEDDINGS = frozenset((
+    "cls_token", "class_token", "dist_token", "pos_embed", "pos_embedding",
+    "relative_position_bias_table",
+))  # fmt: skip
+
 
 def create(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer:
     """Optimiser over all parameters of the student and the method's modules that learn.
@@ -48,21 +54,31 @@ def from_groups(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.opti
 def parameter_groups(
     config: OptimConfig, *modules: nn.Module, lr_factor: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameters with their weight decay: matrices and kernels, then vectors (biases, norms).
+    """Parameters with their weight decay: matrices and kernels, then what doesn't decay.
+
+    Without `decay_vectors` that is vectors (biases, norms) and embeddings of positions and classes.
 
     Args:
         lr_factor: times the run's learning rate (`set_lr`).
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    if config.decay_vectors:
-        groups = [{"params": parameters, "weight_decay": config.weight_decay}]
-    else:
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    named = [
+        (name, parameter)
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
+    decay = [p for name, p in named if config.decay_vectors or _decays(name, p)]
+    rest = [p for name, p in named if not (config.decay_vectors or _decays(name, p))]
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     factor = {} if lr_factor == 1.0 else {"lr_factor": lr_factor}
     return [group | factor for group in groups if group["params"]]
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in EMBEDDINGS
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

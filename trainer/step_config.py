@@ -14,7 +14,8 @@ SCHEDULES = ("cosine", "step", "linear", "poly", "constant")
 class OptimConfig:
     """Optimiser: `sgd`, `adamw`, or `timm:NAME` for any of timm's.
 
-    decay_vectors: whether biases and the scales of norms decay, too.
+    decay_vectors: whether biases, the scales of norms, and embeddings of positions and classes
+        decay, too.
     """
 
     name: str = "sgd"
