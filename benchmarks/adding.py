@@ -36,8 +36,8 @@ from labelgen.teacher import Teacher, load_teacher
 from labelgen.teachers import resolve
 from storage.adding import begin_addition
 from storage.allocator import keep_freed_memory
-from storage.manifest import seal
 from storage.parents import Parent
+from storage.sealing import seal
 from trainer.models import create
 
 

@@ -29,11 +29,12 @@ from storage.certificate import LabelSample, bytes_by_part, measure_sample
 from storage.chunks import encode_block
 from storage.codecs import TopKCodec, TopKLabels
 from storage.dictionary import DictionaryCodec, default_codec
-from storage.format import StoreSpec, TeacherRecord, default_segment_views
+from storage.format import StoreSpec, default_segment_views
 from storage.label_arrays import to_arrays
 from storage.layout import array_layouts
 from storage.lists import mean_tails
 from storage.pixels import PixelContract
+from storage.teacher_record import TeacherRecord
 from storage.view_arrays import to_view_arrays
 from storage.views import RandomResizedCrop
 

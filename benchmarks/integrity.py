@@ -20,7 +20,7 @@ from typing import Any
 import click
 from read_plane import make_spec, open_many, write_store
 
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import MANIFEST, LabelStore
 from storage.verify import verify
 

@@ -28,11 +28,13 @@ from storage.block import BlockData
 from storage.box_codec import BOX_NUMBERS
 from storage.codecs import TopKCodec, TopKLabels
 from storage.dictionary import DictionaryCodec, default_codec
-from storage.format import StoreSpec, TeacherRecord
+from storage.format import StoreSpec
 from storage.images import ImageStatus, class_order_hash
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
 from storage.pixels import PixelContract
+from storage.sealing import seal
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 from storage.threads import decoders, for_each
 from storage.views import RandomResizedCrop
 

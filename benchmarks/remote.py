@@ -26,10 +26,10 @@ import numpy as np
 from read_plane import DICTIONARY, PLANE, TEACHER, make_spec, write_store
 
 from storage.format import default_block_images
-from storage.manifest import seal
 from storage.remote.push import push
 from storage.remote.store import RemoteStore
 from storage.remote.transport import Retry, Transport
+from storage.sealing import seal
 from storage.shards import chunks_per_shard, index_bytes, parse_index
 from storage.store import LabelStore
 

@@ -24,11 +24,11 @@ from labelgen.teacher import Teacher
 from storage.adding import begin_addition
 from storage.block_values import AddedBlock
 from storage.errors import UsageError
-from storage.format import TeacherRecord
 from storage.images import ImageFolder, ImageStatus
-from storage.manifest import seal
 from storage.parents import Parent
+from storage.sealing import seal
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 
 if TYPE_CHECKING:
     from labelgen.target_options import TargetOptions

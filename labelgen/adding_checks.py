@@ -7,8 +7,9 @@ from pathlib import Path
 
 from labelgen.teacher import Teacher
 from storage.errors import StoreMismatch, UsageError
-from storage.format import TeacherRecord, differences
+from storage.format import differences
 from storage.parents import Parent
+from storage.teacher_record import TeacherRecord
 
 
 def data_of(parent: Parent, data: Path | str | None) -> Path:

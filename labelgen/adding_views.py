@@ -19,11 +19,12 @@ from storage.errors import IncompleteStore, UsageError
 from storage.extend import continue_store
 from storage.images import ImageFolder
 from storage.imported import ImportedViews
-from storage.manifest import Manifest, seal
+from storage.manifest import Manifest
 from storage.merge import merge_stores
 from storage.parents import Parent
 from storage.progress import Progress
 from storage.rewrite import refuse_existing
+from storage.sealing import seal
 from storage.store import LabelStore
 
 

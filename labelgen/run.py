@@ -122,7 +122,7 @@ def generate(
         TeachonceError: see labelgen.engine.label_missing_blocks; or no image can be decoded.
     """
     from labelgen.run_targets import write_shared
-    from storage.manifest import seal
+    from storage.sealing import seal
     from storage.store import LabelStore
 
     folder, out = scan_folder(data), Path(out)

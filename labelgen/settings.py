@@ -16,7 +16,6 @@ from storage.errors import StoreError, TeacherError, UsageError
 from storage.format import (
     DEFAULT_KEY_BYTES,
     StoreSpec,
-    TeacherRecord,
     default_block_images,
     default_plane_views,
     default_segment_views,
@@ -24,6 +23,7 @@ from storage.format import (
 )
 from storage.images import ImageFolder, class_order_hash
 from storage.pixels import PixelContract
+from storage.teacher_record import TeacherRecord
 from storage.views import Sampler
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from storage.codecs import TopKCodec
-    from storage.format import TeacherRecord
+    from storage.teacher_record import TeacherRecord
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -48,7 +48,7 @@ class Teacher:
 
     def record(self, *, codec: TopKCodec, batch_size: int) -> TeacherRecord:
         """What a store keeps about this teacher."""
-        from storage.format import TeacherRecord
+        from storage.teacher_record import TeacherRecord
 
         spec = self.spec
         return TeacherRecord(

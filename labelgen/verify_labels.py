@@ -36,11 +36,12 @@ from labelgen.verify_report import CLUE_SHARE, VerifyReport, WrongCrop
 from storage.augment import replay_view
 from storage.codecs import TopKLabels
 from storage.errors import BadImage, StoreMismatch, UsageError
-from storage.format import TeacherRecord, differences
+from storage.format import differences
 from storage.images import ImageStatus, read_image
 from storage.label_stream import row_labels
 from storage.pixels import pad_image
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 from storage.views import Views
 
 BATCH = 32  # crops forwarded together

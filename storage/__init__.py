@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from storage.codecs import TopKCodec as TopKCodec
     from storage.codecs import TopKLabels as TopKLabels
     from storage.format import StoreSpec as StoreSpec
-    from storage.format import TeacherRecord as TeacherRecord
     from storage.manifest import Manifest as Manifest
-    from storage.manifest import seal as seal
+    from storage.sealing import seal as seal
     from storage.store import LabelStore as LabelStore
     from storage.tables import ImageTable as ImageTable
     from storage.tables import Plane as Plane
+    from storage.teacher_record import TeacherRecord as TeacherRecord
     from storage.verify import VerifyReport as VerifyReport
     from storage.views import CentreCrop as CentreCrop
     from storage.views import PaddedCrop as PaddedCrop
@@ -41,13 +41,13 @@ _HOME = {
     "RandomResizedCrop": "views",
     "SoftLabels": "codecs",
     "StoreSpec": "format",
-    "TeacherRecord": "format",
+    "TeacherRecord": "teacher_record",
     "TopKCodec": "codecs",
     "TopKLabels": "codecs",
     "VerifyReport": "verify",
     "Views": "views",
     "sampler_from_json": "views",
-    "seal": "manifest",
+    "seal": "sealing",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605

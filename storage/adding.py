@@ -25,7 +25,7 @@ from storage.block_values import AddedBlock, value_arrays, value_problems
 from storage.block_writer import encode_arrays, measure_samples, put_block
 from storage.canaries import ATTRIBUTE as CANARIES
 from storage.errors import CorruptStore, StoreError, UsageError
-from storage.format import ORIGIN, StoreSpec, TeacherRecord, json_bytes
+from storage.format import ORIGIN, StoreSpec, json_bytes
 from storage.images import ImageStatus
 from storage.json_files import MOST_MANIFEST, read_json
 from storage.local import read_local
@@ -36,6 +36,7 @@ from storage.receipts import FOLDER
 from storage.rewrite import begin_store
 from storage.store import ROOT_METADATA, LabelStore
 from storage.targets.record import TargetRecord
+from storage.teacher_record import TeacherRecord
 
 __all__ = ["AddedBlock", "added_names", "begin_addition", "origin_problems", "put_added"]
 

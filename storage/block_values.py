@@ -15,10 +15,10 @@ import numpy.typing as npt
 from storage.certificate import LabelSample
 from storage.codecs import TopKLabels
 from storage.errors import UsageError
-from storage.format import TeacherRecord
 from storage.label_arrays import label_faults, label_parts, to_arrays
 from storage.targets.arrays import target_arrays, target_faults
 from storage.targets.record import TargetRecord
+from storage.teacher_record import TeacherRecord
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

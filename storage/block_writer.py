@@ -17,13 +17,13 @@ from storage.certificate import Divergences, measure_sample
 from storage.chunks import Array, encode_block
 from storage.dictionary import DictionaryCodec, ImageTail
 from storage.errors import StoreError
-from storage.format import TeacherRecord
 from storage.images import ImageStatus
 from storage.layout import ArrayLayout
 from storage.lists import mean_tails
 from storage.locks import locked
 from storage.measure import measure_block
 from storage.tables import decode_keys
+from storage.teacher_record import TeacherRecord
 
 if TYPE_CHECKING:
     from storage.store import LabelStore

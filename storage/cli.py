@@ -38,8 +38,8 @@ def info(store: str, as_json: bool) -> None:
 @json_option
 def seal(store: str, as_json: bool) -> None:
     """Close a complete STORE: hash every file and write its manifest."""
-    from storage.manifest import seal as seal_store
     from storage.remote.opening import local_folder
+    from storage.sealing import seal as seal_store
     from storage.store import LabelStore
 
     manifest = seal_store(LabelStore.open(local_folder(store, "sealed")))

@@ -23,7 +23,7 @@ from storage.classes import number_classes
 from storage.codecs import TopKCodec, TopKLabels
 from storage.dictionary import DictionaryCodec
 from storage.errors import StoreMismatch, UsageError
-from storage.format import StoreSpec, TeacherRecord
+from storage.format import StoreSpec
 from storage.images import ImageStatus
 from storage.label_arrays import from_arrays, label_parts, to_arrays
 from storage.manifest import Manifest
@@ -31,6 +31,7 @@ from storage.parents import Parent
 from storage.rewrite import Progress, refuse_existing, write_store
 from storage.rows_source import RowsSource
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 from storage.thresholds import FERKD, Thresholds
 
 Bools = npt.NDArray[np.bool_]

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from storage.classes import map_classes
 from storage.codecs import TopKCodec
-from storage.format import StoreSpec, TeacherRecord
+from storage.format import StoreSpec
 from storage.images import ImageStatus
 from storage.label_arrays import label_parts, ranked_codes
+from storage.teacher_record import TeacherRecord
 
 Array = npt.NDArray[Any]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.errors import StoreMismatch, UsageError
 from storage.extend import extension_differences
-from storage.format import StoreSpec, TeacherRecord, keys_hash
+from storage.format import StoreSpec, keys_hash
 from storage.images import ImageStatus
 from storage.layout import array_layouts, view_paths
 from storage.manifest import Manifest
@@ -27,6 +27,7 @@ from storage.remote.opening import as_store
 from storage.rewrite import Progress, Source, refuse_existing, write_store
 from storage.rows_source import RowsSource
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 
 IMAGE_PARTS = ("digest", "size", "target", "status")
 

@@ -13,10 +13,11 @@ from storage import receipts
 from storage.atomic import write_atomic
 from storage.errors import CorruptStore, IncompleteStore, StoreMismatch
 from storage.format import ORIGIN, differences
-from storage.manifest import Manifest, file_entry, seal
+from storage.manifest import Manifest, file_entry
 from storage.parents import FIRST_VIEW, first_view
 from storage.receipts import Receipt
 from storage.rewrite import Progress, begin_store, partial_path, publish
+from storage.sealing import seal
 from storage.store import LabelStore
 
 

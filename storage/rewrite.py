@@ -27,9 +27,10 @@ from storage.layout import (
     node_metadata,
 )
 from storage.local import read_local
-from storage.manifest import Manifest, seal
+from storage.manifest import Manifest
 from storage.origin import origin_record
 from storage.parents import FIRST_VIEW, Parent
+from storage.sealing import seal
 from storage.store import ROOT_METADATA, LabelStore
 
 Array = npt.NDArray[Any]

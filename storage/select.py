@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import StoreMismatch, UsageError
-from storage.format import StoreSpec, TeacherRecord, keys_hash
+from storage.format import StoreSpec, keys_hash
 from storage.manifest import Manifest
 from storage.parents import Parent
 from storage.rewrite import Progress, refuse_existing, write_store
@@ -21,6 +21,7 @@ from storage.rows_source import RowsSource
 from storage.select_topk import tail_error
 from storage.store import LabelStore
 from storage.targets.record import TargetRecord
+from storage.teacher_record import TeacherRecord
 
 DIGEST_LINE = re.compile(r"sha256:([0-9a-f]{64})")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from typing import Any
@@ -79,3 +80,9 @@ def _describe(wanted: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def plain_dict(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples become lists, keys strings."""
+    plain: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
+    return plain

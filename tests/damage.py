@@ -16,7 +16,8 @@ from storage.box_codec import BOX_NUMBERS
 from storage.dictionary import DictionaryCodec
 from storage.errors import TeachonceError
 from storage.format import StoreSpec
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.targets.features import feature_record
 from storage.targets.vectors import encode_vectors

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from store_helpers import fill_store, make_spec
 
-from storage.manifest import CHUNKS, read_manifest, seal
+from storage.manifest import CHUNKS, read_manifest
 from storage.remote.digests import digests_to_bytes, store_digests
 from storage.remote.opening import open_any
 from storage.remote.store import RemoteStore
 from storage.remote.transport import Retry, Transport
+from storage.sealing import seal
 from storage.store import LabelStore
 
 FAST = Retry(attempts=4, first_wait=0.01, longest_wait=0.05, timeout=10)

@@ -18,7 +18,7 @@ from storage.block import BlockData
 from storage.codecs import TopKCodec, TopKLabels
 from storage.format import keys_hash
 from storage.images import ImageStatus, class_order_hash, scan_folder
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 
 CLASSES = ("1", "10", "100", "2", "20", "3")  # sorted as text

@@ -11,10 +11,11 @@ import numpy as np
 
 from storage.block import BlockData
 from storage.codecs import TopKCodec, TopKLabels
-from storage.format import StoreSpec, TeacherRecord
+from storage.format import StoreSpec
 from storage.images import ImageStatus, class_order_hash
 from storage.pixels import PixelContract
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 from storage.views import PaddedCrop, RandomResizedCrop
 
 CLASSES = ("ant", "bee", "cat")

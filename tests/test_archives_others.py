@@ -74,7 +74,7 @@ def write_relabel(root, images):
     return truth
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 20), st.integers(1, 20))
 def test_roi_align_is_torchvisions(seed, height, width):
     rng = np.random.default_rng(seed)
@@ -261,7 +261,7 @@ def fork_of_timm(seed, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     return (height - h) // 2, (width - w) // 2, h, w, bool(rng.random() < 0.5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**31 - 1), st.integers(8, 3000), st.integers(8, 3000))
 def test_tinyvit_seeds_give_the_crop_that_numpy_draws(seed, height, width):
     found = replay_crop_flip(seed, height, width, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)

@@ -16,7 +16,7 @@ from storage.codecs import TopKCodec, TopKLabels
 from storage.commands.archives import export_group
 from storage.dictionary import DictionaryCodec
 from storage.errors import StoreError, UsageError
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.views import PaddedCrop
 

@@ -21,10 +21,11 @@ from storage.compare import diff
 from storage.erasing import Erasing
 from storage.errors import CorruptStore, FormatVersion, StoreError, StoreMismatch, UsageError
 from storage.format import ATTRIBUTE
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
 from storage.merge import merge_stores
 from storage.randaugment import RandAugment
 from storage.remote.pull import pull
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import ROOT_METADATA, LabelStore
 from storage.verify import verify

@@ -27,7 +27,8 @@ from storage.errors import CorruptStore, FormatVersion, TeachonceError, UsageErr
 from storage.format import json_bytes
 from storage.info import info_text, store_info
 from storage.layout import array_layouts
-from storage.manifest import Manifest, file_entry, read_manifest, seal
+from storage.manifest import Manifest, file_entry, read_manifest
+from storage.sealing import seal
 from storage.shards import index_bytes
 from storage.store import LabelStore
 from storage.verify import verify
@@ -103,9 +104,7 @@ ODD_VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_anywhere_in_the_root_opens_as_it_says_or_is_refused(sealed, data):
     """Whatever the settings say, every reader ends with an error for users or a store."""

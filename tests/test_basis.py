@@ -41,7 +41,7 @@ def streamed(rows: np.ndarray, cuts: list[int]) -> Moments:
     return merged
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60), width=st.integers(1, 24),
     data=st.data(),

@@ -30,10 +30,11 @@ from storage.compare import diff
 from storage.errors import FormatVersion, UsageError
 from storage.format import StoreSpec
 from storage.layout import array_layouts
-from storage.manifest import Manifest, file_entry, read_manifest, seal
+from storage.manifest import Manifest, file_entry, read_manifest
 from storage.merge import merge_stores
 from storage.parents import FIRST_VIEW
 from storage.rewrite import begin_store
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.verify import verify

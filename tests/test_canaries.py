@@ -31,8 +31,8 @@ from storage.canary_images import small_canaries, small_images
 from storage.colour_draws import ColourJitter
 from storage.errors import CorruptStore
 from storage.images import ImageStatus
-from storage.manifest import seal
 from storage.pixels import decode_rgb, pad_image, pixel_digest
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 

@@ -20,8 +20,8 @@ from storage.colour_draws import ColourJitter, Lighting
 from storage.commands.card import card
 from storage.erasing import Erasing
 from storage.errors import StoreError, UsageError
-from storage.manifest import seal
 from storage.randaugment import RandAugment
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 from storage.views import CentreCrop, PaddedCrop, RandomResizedCrop

@@ -16,7 +16,8 @@ from storage.info import info_text, store_info
 from storage.inherited import inherited_certificates
 from storage.label_arrays import to_arrays
 from storage.lists import mean_tails
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.temperature import soften, soften_dense, temperature_error
@@ -163,7 +164,7 @@ def softened(draw):
 
 
 @given(softened())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_label_at_a_temperature_is_its_dense_form_at_that_temperature(case):
     codec, logs, temperature = case
     labels = codec.encode(logs)
@@ -174,7 +175,7 @@ def test_a_label_at_a_temperature_is_its_dense_form_at_that_temperature(case):
 
 
 @given(softened())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_error_at_a_temperature_is_within_what_is_stated(case):
     codec, logs, temperature = case
     labels = codec.encode(logs)

@@ -37,7 +37,7 @@ def labelled(draw):
 
 
 @given(labelled())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_decoded_labels_are_distributions_within_the_stated_error(case):
     codec, log_probs = case
     labels = codec.encode(log_probs)
@@ -52,7 +52,7 @@ def test_decoded_labels_are_distributions_within_the_stated_error(case):
 
 
 @given(labelled())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_kept_classes_are_the_most_probable_and_equal_ones_come_by_id(case):
     codec, log_probs = case
     labels = codec.encode(log_probs)
@@ -64,7 +64,7 @@ def test_kept_classes_are_the_most_probable_and_equal_ones_come_by_id(case):
 
 
 @given(labelled())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_codes_are_within_half_a_step(case):
     codec, log_probs = case
     labels = codec.encode(log_probs)
@@ -191,7 +191,7 @@ def test_codecs_survive_json_and_unknown_ones_are_refused():
 
 
 @given(labelled())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_codes_survive_being_kept_as_gaps(case):
     codec, log_probs = case
     code = codec.encode(log_probs).code

@@ -94,7 +94,6 @@ def test_a_whole_jitter_is_torchvision_s_to_two_levels():
 
 
 @given(st.tuples(*[st.integers(0, 255)] * 3), st.integers(-768, 768))
-@settings(deadline=None)
 def test_a_turned_hue_is_the_float_one_s_nearest_level_or_its_neighbour(rgb, amount):
     h, s, v = colorsys.rgb_to_hsv(*(level / 255 for level in rgb))
     exact = np.array(colorsys.hsv_to_rgb((h + amount / 1536) % 1, s, v)) * 255
@@ -103,7 +102,7 @@ def test_a_turned_hue_is_the_float_one_s_nearest_level_or_its_neighbour(rgb, amo
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_neutral_amounts_change_nothing(seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (9, 9, 3)).astype(np.uint8)
     for step in (colour.brightness, colour.contrast, colour.saturation):
@@ -197,7 +196,6 @@ def test_rectangles_are_erased_with_their_probability_and_filled_whole():
 
 
 @given(st.integers(0, 60), st.integers(0, 30), st.sampled_from(OPERATIONS))
-@settings(deadline=None)
 def test_a_draw_does_not_depend_on_what_is_drawn_with_it(first, count, operation):
     whole = Augment(OPERATIONS).draw(3, DIGEST, 0, 90)
     part = Augment(OPERATIONS).draw(3, DIGEST, first, count)

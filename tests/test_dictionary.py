@@ -24,7 +24,7 @@ from storage.lists import (
     mean_tails,
     places_from_index,
 )
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 
@@ -60,7 +60,7 @@ def tail_mass(codec: TopKCodec, log_probs: np.ndarray) -> np.ndarray:
 
 
 @given(block())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_labels_come_back_from_their_arrays(case):
     codec, log_probs = case
     labels = codec.encode(log_probs)
@@ -73,7 +73,7 @@ def test_labels_come_back_from_their_arrays(case):
 
 
 @given(block())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_decoded_labels_stay_within_the_stated_error(case):
     codec, log_probs = case
     labels = codec.encode(log_probs)
@@ -135,7 +135,7 @@ def test_mean_tails_are_the_shares_of_the_largest_classes():
 
 
 @given(block())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_mean_tails_decode_as_their_formula_says(case):
     codec, log_probs = case
     labels = codec.encode(log_probs)

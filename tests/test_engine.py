@@ -49,7 +49,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
     target_views=st.lists(st.integers(1, 300), max_size=3),
     batch_size=st.integers(1, 70),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_units_fill_exactly_the_used_slots_of_all_batches(
     num_rows: list[int], num_views: int, target_views: list[int], batch_size: int
 ) -> None:
@@ -83,7 +83,7 @@ def test_spans_end_where_a_target_ends() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k_orders_ties_by_class_as_a_stable_sort_does(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 12))
     levels = st.sampled_from([0.0, -0.0, -1.0, -1.5, -1e-30, -80.0, float("-inf"), 2.0])

@@ -19,7 +19,7 @@ from labelgen.teacher import Teacher, load_teacher
 from labelgen.teachers import TeacherSpec, resolve
 from storage.dictionary import default_codec
 from storage.errors import UsageError
-from storage.format import TeacherRecord
+from storage.teacher_record import TeacherRecord
 
 CLASSES = [f"class{i}" for i in range(NUM_CLASSES)]
 

@@ -42,7 +42,7 @@ from trainer.models import create
 from trainer.models.tails import load_tail
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 2**32 - 1), encoding=st.sampled_from(ENCODINGS),
     exponent=st.integers(-140, 120), width=st.integers(1, 9), special=st.integers(0, 3),

@@ -23,8 +23,8 @@ from storage.dictionary import DictionaryCodec
 from storage.errors import IncompleteStore, StoreError, StoreMismatch, UsageError
 from storage.ferkd import ferkd
 from storage.info import info_text, store_info
-from storage.manifest import seal
 from storage.origin import check_origin
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.thresholds import Thresholds, stored_thresholds

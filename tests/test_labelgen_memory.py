@@ -39,7 +39,7 @@ def out_of_memory_above(fits: int) -> Callable[[int], float]:
 
 
 @given(fits=st.integers(1, 5000), most=st.integers(1, 3000))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_batches_grow_to_the_last_doubling_that_fits(fits: int, most: int) -> None:
     found = grow_batch_size(out_of_memory_above(fits), most)
     assert 1 <= found <= min(fits, most)
@@ -87,7 +87,7 @@ def test_on_a_cpu_the_batch_size_is_64_without_trying(tmp_path: Path) -> None:
 
 
 @given(size=st.integers(1, 40), fits=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_backing_off_gives_every_row_once_and_in_order(size: int, fits: int) -> None:
     backoff, largest = Backoff(), []
 

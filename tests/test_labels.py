@@ -20,7 +20,7 @@ from trainer.mean_tails import MeanTails
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 40), step=st.sampled_from([0.1, 0.25]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_torch_decode_equals_numpy_decode(seed, classes, step):
     rng = np.random.default_rng([7, seed])
     logits = rng.normal(0, 4, (6, classes))
@@ -69,7 +69,7 @@ def random_codec_case(seed: int):
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_dictionary_codec_decodes_as_numpy_does(seed):
     _, codec, labels, _ = random_codec_case(seed)
     probs, tail = codec.decode(labels)
@@ -82,7 +82,7 @@ def test_the_dictionary_codec_decodes_as_numpy_does(seed):
 
 
 @given(seed=st.integers(0, 10_000), temperature=st.sampled_from([0.5, 1.0, 4.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_loss_with_mean_tails_equals_the_dense_formula(seed, temperature):
     rng, codec, labels, tails = random_codec_case(seed)
     logits = rng.normal(0, 4, (15, 20))

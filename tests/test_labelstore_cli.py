@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from store_helpers import fill_store, make_block, make_spec
 
 from storage.cli import cli
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 
 

@@ -44,7 +44,7 @@ def random_label(rng, batch, classes, k):
     k=st.integers(1, 12),
     temperature=st.sampled_from([0.5, 1.0, 4.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sparse_loss_equals_the_dense_formula(seed, classes, k, temperature):
     k = min(k, classes)
     rng = np.random.default_rng([7, seed])

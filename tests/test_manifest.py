@@ -13,7 +13,8 @@ from store_helpers import fill_store, make_block, make_log_probs, make_spec, mak
 
 from storage.errors import CorruptStore, FormatVersion, IncompleteStore
 from storage.format import dataset_fingerprint, json_bytes
-from storage.manifest import Manifest, is_safe_name, merkle_root, read_manifest, seal
+from storage.manifest import Manifest, is_safe_name, merkle_root, read_manifest
+from storage.sealing import seal
 from storage.store import LabelStore
 
 

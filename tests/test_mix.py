@@ -26,7 +26,7 @@ def images(count=8, side=6):
 
 
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["mixup", "cutmix", "both"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_mixed_crop_has_the_stated_share_of_its_own(seed, kind):
     mixed = mix_images(images(), MixConfig(kind=kind), 1, chance(seed))
     assert mixed is not None
@@ -41,7 +41,7 @@ def test_a_mixed_crop_has_the_stated_share_of_its_own(seed, kind):
     height=st.integers(1, 60), width=st.integers(1, 60), share=st.floats(0, 1),
     across=st.floats(0, 0.999), along=st.floats(0, 0.999),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_cutmix_boxes_lie_in_the_image_and_have_the_papers_sides(
     height, width, share, across, along
 ):

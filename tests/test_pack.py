@@ -168,7 +168,7 @@ def test_the_layout_is_ffcvs(odd_folder, tmp_path):
     np.testing.assert_array_equal(reader.metadata, beton.read_rows(tmp_path / "a.beton"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(0, 900), min_size=1, max_size=30))
 def test_no_row_crosses_a_page_however_large_the_rows(sizes, tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / "a.beton"

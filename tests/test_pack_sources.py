@@ -314,7 +314,7 @@ def test_the_command_names_the_beton_after_its_source(tmp_path, monkeypatch):
     assert Beton.open(tmp_path / "photos.beton").classes == ("cat", "dog")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     names=st.lists(st.one_of(st.none(), st.text("ab/", max_size=3)), max_size=12),
     shard=st.integers(1, 4),

@@ -34,8 +34,8 @@ from labelgen.run import begin_store, generate
 from labelgen.target_options import TargetOptions
 from storage.errors import IncompleteStore, StoreMismatch, UsageError
 from storage.images import scan_folder
-from storage.manifest import seal
 from storage.receipts import read_receipts
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 

@@ -83,7 +83,7 @@ def test_a_picture_with_absurd_sides_is_refused_before_decoding():
 
 
 @given(seed=st.integers(0, 999), size=st.sampled_from([8, 17, 32]), flip=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_view_reads_nothing_outside_its_box(seed, size, flip):
     rng = np.random.default_rng([7, seed])
     height, width = (int(v) for v in rng.integers(1, 40, 2))

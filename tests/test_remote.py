@@ -13,12 +13,13 @@ from web_servers import FileServer, free_port, nginx, nginx_program
 
 from storage.errors import CorruptStore, StoreError, StoreMismatch, UsageError
 from storage.info import store_info
-from storage.manifest import CHUNKS, read_manifest, seal
+from storage.manifest import CHUNKS, read_manifest
 from storage.remote import open_any
 from storage.remote.cache import parse_size
 from storage.remote.digests import digests_to_bytes, store_digests
 from storage.remote.location import RemoteError, hub_location, normal_url
 from storage.remote.transport import Transport
+from storage.sealing import seal
 from storage.shards import index_bytes, parse_index
 from storage.store import MANIFEST, LabelStore
 from storage.verify import verify

@@ -46,7 +46,7 @@ operations = st.one_of(
 
 @given(operations, st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(0, 255),
        st.integers(0, 255))  # fmt: skip
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_compiled_operations_are_numpy_s_bit_for_bit(operation, side, seed, low, high):
     augment = Augment((operation,))
     draw = augment.draw(seed, DIGEST, 0, 1)[0]

@@ -46,7 +46,7 @@ def noise(height, width, seed):
 
 
 @pytest.mark.parametrize("interpolation", sorted(SUPPORT))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases())
 def test_any_view_equals_pillow_simd_bit_for_bit(interpolation, case):
     shape, box, flip, size = case

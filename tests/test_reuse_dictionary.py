@@ -15,9 +15,10 @@ from storage.dictionary import DictionaryCodec
 from storage.extend import continue_store
 from storage.label_arrays import from_arrays, label_parts
 from storage.lists import mean_tails
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
 from storage.merge import merge_stores
 from storage.origin import check_origin
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.select_topk import cut_topk, tail_error
 from storage.store import LabelStore

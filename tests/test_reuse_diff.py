@@ -15,7 +15,7 @@ from storage.codecs import TopKLabels
 from storage.commands.reuse import diff as diff_command
 from storage.compare import diff
 from storage.errors import IncompleteStore
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 

@@ -17,10 +17,11 @@ from storage.errors import CorruptStore, IncompleteStore, StoreError, StoreMisma
 from storage.extend import continue_store, extension_differences
 from storage.format import keys_hash
 from storage.images import class_order_hash
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
 from storage.merge import merge_stores
 from storage.origin import check_origin
 from storage.parents import first_view
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.verify import verify

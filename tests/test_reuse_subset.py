@@ -28,9 +28,10 @@ from storage.errors import (
 )
 from storage.format import ATTRIBUTE, json_bytes, keys_hash
 from storage.layout import group_metadata
-from storage.manifest import merkle_root, read_manifest, seal
+from storage.manifest import merkle_root, read_manifest
 from storage.origin import check_origin
 from storage.proofs import HashTree, leaf_hash
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.select_topk import cut_topk, tail_error
 from storage.store import ROOT_METADATA, LabelStore
@@ -239,7 +240,7 @@ def test_another_store_s_root_is_not_proven(head):
 
 
 @given(st.integers(1, 70), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_proof_of_any_leaves_leads_to_the_root(leaves, data):
     lines = [f"file{i:03d} {i} {'ab' * 32}" for i in range(leaves)]
     rows = data.draw(st.sets(st.integers(0, leaves - 1), min_size=1))
@@ -258,7 +259,7 @@ def test_a_proof_of_any_leaves_leads_to_the_root(leaves, data):
 
 @given(st.sampled_from([TopKCodec, DictionaryCodec]), st.integers(2, 12),
        st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.25, 1.0]))  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_fewer_classes_keep_their_integers_and_stay_within_the_stated_error(kind, k, seed, step):
     codec = kind(num_classes=20, top_k=k, step=step, **DICTIONARY.get(kind, {}))
     logits = np.random.default_rng(seed).normal(0, 4, (30, 20))

@@ -63,7 +63,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plain, st.integers(0, 5))
 def test_plain_values_are_what_python_itself_makes_of_them(value, protocol):
     assert same(value, parse_pickle(pickle.dumps(value, protocol)))

@@ -23,7 +23,7 @@ from labelgen.target_plans import split_mean
 from storage import LabelStore
 from storage.adding import AddedBlock, begin_addition
 from storage.errors import StoreMismatch, TeacherError, UsageError
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.targets.tokens import split_tokens, token_record, token_settings
 from storage.targets.vectors import encode_vectors
 from trainer import fit, methods, models

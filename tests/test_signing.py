@@ -12,7 +12,7 @@ from store_helpers import fill_store, make_spec
 from storage.card.signing import check_signature, create_key, sign_store
 from storage.commands.card import sign, verify_signature
 from storage.errors import CorruptStore, StoreError, UsageError
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.verify import verify
 
 pytest.importorskip("cryptography")

@@ -24,7 +24,7 @@ from storage.dictionary import DictionaryCodec
 from storage.errors import CorruptStore, IncompleteStore, TeachonceError, UsageError
 from storage.images import ImageStatus
 from storage.label_stream import label_stream, row_labels
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 
 CODECS = {

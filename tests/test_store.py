@@ -36,7 +36,7 @@ from storage.format import (
 )
 from storage.images import ImageStatus
 from storage.layout import array_layouts
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.views import PaddedCrop
 

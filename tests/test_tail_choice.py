@@ -15,7 +15,7 @@ from labelgen.target_options import TargetOptions
 from storage import LabelStore
 from storage.codecs import TopKCodec
 from storage.errors import StoreMismatch, UsageError
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.tail_choice import choose_tail
 from trainer import fit

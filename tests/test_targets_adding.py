@@ -16,9 +16,10 @@ from storage.adding import AddedBlock, begin_addition
 from storage.errors import CorruptStore, IncompleteStore, StoreError, StoreMismatch, UsageError
 from storage.format import ATTRIBUTE, json_bytes
 from storage.layout import group_metadata
-from storage.manifest import Manifest, file_entry, read_manifest, seal
+from storage.manifest import Manifest, file_entry, read_manifest
 from storage.merge import merge_stores
 from storage.origin import check_origin
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.verify import verify

@@ -11,9 +11,9 @@ import numpy as np
 import reuse_folders as folders
 
 from storage.block_writer import encode_arrays
-from storage.manifest import seal
 from storage.match import match
 from storage.pixels import decode_rgb, pixel_digest
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 

@@ -16,13 +16,14 @@ from storage.compare import diff
 from storage.errors import IncompleteStore, StoreError, StoreMismatch, UsageError
 from storage.extend import continue_store
 from storage.format import keys_hash
-from storage.manifest import CHUNKS, read_manifest, seal
+from storage.manifest import CHUNKS, read_manifest
 from storage.merge import merge_stores
 from storage.origin import check_origin
 from storage.remote.digests import digests_to_bytes, store_digests
 from storage.remote.pull import pull
 from storage.remote.store import RemoteStore
 from storage.remote.transport import Transport
+from storage.sealing import seal
 from storage.select import Selection, subset
 from storage.store import LabelStore
 from storage.targets.vectors import decode_vectors, encode_vectors

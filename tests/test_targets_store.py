@@ -17,7 +17,7 @@ from storage.errors import CorruptStore, IncompleteStore, StoreError, UsageError
 from storage.format import MOST_TARGET_BYTES, StoreSpec, default_block_images
 from storage.info import info_text, store_info
 from storage.layout import array_layouts, constant_objects
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.targets.heads import head_logits
 from storage.targets.record import TargetRecord, VectorPart
@@ -72,7 +72,7 @@ def test_every_vector_comes_back(store: LabelStore, path: str) -> None:
         np.testing.assert_array_equal(values, wanted[name])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_rows_and_views_are_those_of_the_whole(store: LabelStore, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([FEATURES, HEADS, TOKENS, DENSE]))

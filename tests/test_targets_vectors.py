@@ -42,7 +42,7 @@ def _part(values: np.ndarray, encoding: str) -> VectorPart:
     return VectorPart(name="v", shape=values.shape[1:], encoding=encoding)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(VECTORS)
 def test_int8_errs_by_half_a_step_of_each_vector(values: np.ndarray) -> None:
     part = _part(values, "int8")
@@ -54,7 +54,7 @@ def test_int8_errs_by_half_a_step_of_each_vector(values: np.ndarray) -> None:
     assert not any(bad.any() for _, bad, _ in vector_faults(part, arrays))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(VECTORS)
 def test_affine8_errs_by_half_a_step_of_each_vectors_range(values: np.ndarray) -> None:
     part = _part(values, "affine8")

@@ -22,7 +22,7 @@ from labelgen.teachers import count_parameters, resolve
 from labelgen.weights import read_weights, tensor_digest
 from storage.dictionary import default_codec
 from storage.errors import TeacherError, UsageError
-from storage.format import TeacherRecord
+from storage.teacher_record import TeacherRecord
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 

@@ -66,7 +66,7 @@ def stored(record, logits):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0.1, 2.0, 12.0]),
        k=st.integers(1, CLASSES - 1), temperature=st.sampled_from(TEMPERATURES))  # fmt: skip
 def test_kept_classes_and_the_others_together_weigh_what_they_did(seed, spread, k, temperature):

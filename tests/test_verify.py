@@ -13,7 +13,8 @@ from storage.chunks import encode_block
 from storage.errors import FormatVersion, StoreError, TeachonceError
 from storage.format import json_bytes
 from storage.layout import array_layouts
-from storage.manifest import Manifest, file_entry, read_manifest, seal
+from storage.manifest import Manifest, file_entry, read_manifest
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 

@@ -99,7 +99,7 @@ def test_the_plain_top_k_codec_is_compared_too(tmp_path: Path, photos: Path) -> 
         assert label_fits(codec, np.roll(log_probs[i], 1), one, 1e-6) is not None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000), noise=st.floats(1e-6, 0.2), dictionary=st.booleans(),
     scale=st.floats(0.1, 20),

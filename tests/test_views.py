@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import FormatVersion, UsageError
@@ -20,7 +20,6 @@ sides = st.integers(1, 3000)
 
 
 @given(sides, sides, st.integers(0, 100), st.integers(0, 40), st.sampled_from(SAMPLERS))
-@settings(deadline=None)
 def test_a_view_does_not_depend_on_what_is_drawn_with_it(height, width, first, count, sampler):
     whole = sampler.draw(3, DIGEST, height, width, 0, 150)
     part = sampler.draw(3, DIGEST, height, width, first, count)
@@ -30,7 +29,6 @@ def test_a_view_does_not_depend_on_what_is_drawn_with_it(height, width, first, c
 
 @given(sides, sides, st.integers(0, 2**64 - 1), st.binary(min_size=32, max_size=32),
        st.sampled_from(SAMPLERS))  # fmt: skip
-@settings(deadline=None)
 def test_boxes_lie_inside_the_padded_image(height, width, seed, digest, sampler):
     views = sampler.draw(seed, digest, height, width, 0, 32)
     top, left, box_height, box_width = views.box.astype(int).T
@@ -41,7 +39,6 @@ def test_boxes_lie_inside_the_padded_image(height, width, seed, digest, sampler)
 
 
 @given(st.integers(2**13, 65_535), st.integers(1, 4096))
-@settings(deadline=None)
 def test_largest_images_stay_in_range(long, short):
     for height, width in ((long, short), (short, long)):
         box = RandomResizedCrop().draw(0, DIGEST, height, width, 0, 20).box.astype(int)
@@ -219,7 +216,6 @@ def test_more_padded_crops_than_there_are_is_misuse():
 
 
 @given(sides, sides)
-@settings(deadline=None)
 def test_the_centre_is_torchvision_s_evaluation_crop_in_one_box(height, width):
     """Resize the shorter side to 256, cut the central 224: the source pixels that this covers."""
     box = CentreCrop().draw(0, DIGEST, height, width, 0, 1).box[0].astype(int)

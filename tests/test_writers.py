@@ -12,7 +12,8 @@ from storage.atomic import write_atomic
 from storage.errors import CorruptStore, StoreMismatch
 from storage.json_files import read_json
 from storage.locks import locked
-from storage.manifest import read_manifest, seal
+from storage.manifest import read_manifest
+from storage.sealing import seal
 from storage.store import LabelStore
 from storage.verify import verify
 

@@ -12,11 +12,11 @@ import torch
 
 from storage import LabelStore
 from storage.errors import UsageError
-from storage.format import TeacherRecord
 from storage.images import ImageFolder
 from storage.manifest import read_manifest
 from storage.tail_choice import EVEN, MEAN, choose_tail
 from storage.targets.record import TargetRecord
+from storage.teacher_record import TeacherRecord
 from storage.views import RandomResizedCrop
 from trainer import models
 from trainer.config import (

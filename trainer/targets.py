@@ -13,10 +13,10 @@ from torch import Tensor
 
 from storage import LabelStore
 from storage.errors import CorruptStore, UsageError
-from storage.format import TeacherRecord
 from storage.images import ImageStatus
 from storage.targets.heads import head_faults
 from storage.targets.record import TargetRecord, VectorPart
+from storage.teacher_record import TeacherRecord
 from trainer.plan import EpochPlan
 
 Array = npt.NDArray[Any]

@@ -19,16 +19,16 @@ from storage.dictionary import DictionaryCodec
 from storage.errors import BadImage, StoreError, UsageError
 from storage.format import (
     StoreSpec,
-    TeacherRecord,
     default_block_images,
     default_plane_views,
     default_segment_views,
     keys_hash,
 )
 from storage.images import ImageFolder, ImageStatus, class_order_hash
-from storage.manifest import seal
 from storage.pixels import PixelContract, open_image
+from storage.sealing import seal
 from storage.store import LabelStore
+from storage.teacher_record import TeacherRecord
 from storage.views import Sampler
 
 UNKNOWN = "unknown"

@@ -12,11 +12,12 @@ from storage.card.licences import Licences
 from storage.card.view_words import augment_words, view_words
 from storage.dictionary import default_codec
 from storage.errors import StoreError
-from storage.format import StoreSpec, TeacherRecord
+from storage.format import StoreSpec
 from storage.info import store_info
 from storage.manifest import Manifest, read_manifest
 from storage.remote.location import is_remote
 from storage.store import MANIFEST, LabelStore
+from storage.teacher_record import TeacherRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from store_helpers import (
 from storage.box_codec import BOX_NUMBERS
 from storage.dictionary import DictionaryCodec
 from storage.format import FORMAT_VERSION, StoreSpec
-from storage.manifest import seal
+from storage.sealing import seal
 from storage.store import LabelStore
 
 MASKED = 3
