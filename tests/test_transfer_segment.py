@@ -150,7 +150,6 @@ def test_scores_are_those_worked_out_by_hand():
     assert scores.pixel_accuracy == pytest.approx(3 / 6)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(st.lists(st.integers(0, 2**31), min_size=1, max_size=3))
 def test_scores_agree_with_sets_of_pixels(seeds):
     judge, pixels = Judge(3), []
@@ -173,7 +172,6 @@ def test_scores_agree_with_sets_of_pixels(seeds):
         assert judge.scores().pixel_accuracy == pytest.approx(right / len(pixels), abs=1e-6)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(st.integers(32, 200), st.integers(32, 200), st.floats(0.1, 1))
 def test_windows_cover_every_pixel_and_stay_inside(height, width, stride):
     covered = np.zeros((height, width), dtype=bool)
