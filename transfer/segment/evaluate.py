@@ -19,6 +19,7 @@ from storage.extras import load_extra
 from trainer.config import StudentConfig
 from transfer.segment.data import Pair, read_pair
 from transfer.segment.masks import ClassTable
+from transfer.segment.normalise import normaliser
 from transfer.segment.settings import IGNORED, SegmentSettings
 
 _WINDOWS_AT_ONCE = 8
@@ -87,16 +88,13 @@ class Predictor:
         self, model: nn.Module, student: StudentConfig, settings: SegmentSettings,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self._model, self._settings, self._device = model, settings, device
-        self._mean, self._std = (
-            torch.tensor(values, device=device).view(3, 1, 1)
-            for values in (student.mean, student.std)
-        )
+        self._model, self._settings = model, settings
+        self._normalised = normaliser(student, device)
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """uint8 [3, H, W] -> float32 [C, H, W], summing to 1 over the classes."""
-        image = (pixels.to(self._device).float() / 255 - self._mean) / self._std
+        image = self._normalised(pixels)
         height, width = image.shape[1:]
         side = self._settings.test_side or max(height, width)
         total: Tensor | float = 0.0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trainer.config import StudentConfig
 from trainer.distributed import World
 from transfer.segment.augment import SegmentBatch
+from transfer.segment.normalise import normaliser
 from transfer.segment.settings import IGNORED
 
 
@@ -23,16 +24,10 @@ class PixelLoss:
         self, student: StudentConfig, aux_weight: float, device: torch.device, world: World
     ) -> None:
         self._aux_weight, self._device, self._world = aux_weight, device, world
-        self._mean, self._scale = (
-            torch.tensor(values, device=device).view(3, 1, 1)
-            for values in (
-                [255 * value for value in student.mean],
-                [1 / (255 * value) for value in student.std],
-            )
-        )
+        self._normalised = normaliser(student, device)
 
     def __call__(self, model: nn.Module, batch: SegmentBatch) -> dict[str, Tensor]:
-        images = (batch.images.to(self._device).float() - self._mean) * self._scale
+        images = self._normalised(batch.images)
         target = batch.target.to(self._device).long()
         counted = self._world.sum((target != IGNORED).sum()) / self._world.size
         found = model(images.contiguous(memory_format=torch.channels_last))
