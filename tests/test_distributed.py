@@ -15,15 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from training import SIZE, make_store
 
 from storage.errors import UsageError
 from trainer.batch import Batch
-from trainer.distributed import joined_world
+from trainer.config import StudentConfig, TrainConfig
+from trainer.distributed import World, joined_world
 from trainer.learner import Learner
 from trainer.loop import train_steps
 from trainer.methods import Supervised
+from trainer.networks import prepare
 from trainer.plan import pieces, share_of_rank
+from trainer.step_config import LoopConfig
 
 PORT = 29_517
 
@@ -87,6 +91,36 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
     for name, tensor in alone.student.state_dict().items():
         assert torch.equal(found[0][name], found[1][name])
         torch.testing.assert_close(found[0][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def run_config(**loop):
+    return TrainConfig(
+        method="supervised", labels=None, epochs=1, batch_size=4, views_per_image=1,
+        data_identity="", loop=LoopConfig(**loop),
+        student=StudentConfig(arch="resnet8", num_classes=3, input_size=32, mean=(0.5,) * 3,
+                              std=(0.5,) * 3, interpolation="bilinear", classes=None),
+    )  # fmt: skip
+
+
+def test_synchronised_norms_are_refused_without_gpus(tmp_path):
+    with pytest.raises(UsageError, match=r"loop.norm=sync over 2 processes .* loop.norm=batch"):
+        prepare(run_config(norm="sync"), tmp_path, torch.device("cpu"), world=World(0, 2))
+    with pytest.raises(UsageError, match="expected one of batch, sync"):
+        LoopConfig(norm="synced")
+
+
+def test_synchronised_norms_go_on_from_plain_ones_and_one_process_has_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trainer.networks.check_norm", lambda *_: None)
+    plain, _ = prepare(run_config(), tmp_path, torch.device("cpu"), world=World(0, 2))
+    synced, _ = prepare(run_config(norm="sync"), tmp_path, torch.device("cpu"), world=World(0, 2))
+    kinds = [{type(m) for m in one.student.modules()} for one in (plain, synced)]
+    assert nn.BatchNorm2d in kinds[0] and nn.SyncBatchNorm not in kinds[0]
+    assert nn.SyncBatchNorm in kinds[1] and nn.BatchNorm2d not in kinds[1]
+    synced.load(plain.state())
+    alone, _ = prepare(run_config(norm="sync"), tmp_path, torch.device("cpu"))
+    assert nn.BatchNorm2d in {type(module) for module in alone.student.modules()}
 
 
 def command(folder, out, *options, processes=2):

@@ -22,6 +22,7 @@ from storage.errors import StoreMismatch, UsageError
 from trainer import models
 from trainer.distributed import World, joined_world
 from trainer.metrics import METRICS_NAME, read_metrics
+from trainer.norms import check_norm, with_norm
 from trainer.optim import parameter_groups
 from trainer.step_config import OptimConfig, ScheduleConfig
 from transfer.classify import ClassifyRequest, run_classify
@@ -30,7 +31,6 @@ from transfer.detect.run import DetectRequest, run_detect
 from transfer.detect.settings import DetectOptions
 from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, fine_tune
-from transfer.norms import check_norm, with_norm
 from transfer.options import TaskOptions, take_options
 from transfer.segment.augment import SegmentBatch
 from transfer.segment.loss import PixelLoss

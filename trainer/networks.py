@@ -18,6 +18,7 @@ from trainer.distributed import World
 from trainer.learner import Learner
 from trainer.models.freezing import freeze_body
 from trainer.models.init import load_weights
+from trainer.norms import check_norm, with_norm
 from trainer.recorder import RunState
 from trainer.targets import StoredTarget
 
@@ -69,9 +70,11 @@ def prepare(
         init: safetensors file that a fresh student begins from.
         features: of the store, where the method learns from them.
     Raises:
+        UsageError: synchronised batch norms without GPUs.
         TrainingError, StoreMismatch: see checkpoint.load_checkpoint; or the checkpoint is of
             another number of processes.
     """
+    check_norm(config.loop.norm, world, device, "loop.norm=")
     torch.manual_seed(config.seed)
     student = models.create(config.student.arch, config.student.num_classes)
     path = out / checkpoint.CHECKPOINT_NAME
@@ -85,10 +88,12 @@ def prepare(
             )
         if left_out and world.is_first:
             print(f"{init}: other classes, {' and '.join(left_out)} start anew", file=sys.stderr)
+    student = with_norm(student, config.loop.norm, world)  # before a method listens to its parts
     student = student.to(device).to(memory_format=torch.channels_last)
     if config.loop.freeze:
         freeze_body(student, config.student.input_size)
-    method = methods.create(config, student, features).to(device)
+    method = with_norm(methods.create(config, student, features), config.loop.norm, world)
+    method = method.to(device)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
     decay = config.loop.ema_decay
     networks = Networks(

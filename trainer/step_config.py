@@ -78,6 +78,9 @@ class ScheduleConfig:
         )
 
 
+NORMS = ("batch", "sync")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """How a step is taken.
@@ -88,6 +91,8 @@ class LoopConfig:
     compile: torch.compile the student (its first steps are slow).
     freeze: learn the student's last linear layer alone; all else stays as it is.
     evaluate_every: passes between evaluations; the last pass is always followed by one.
+    norm: batch norms, of student and method, over the crops of each process (`batch`) or over
+        those of all (`sync`, on GPUs).
     """
 
     accumulate: int = 1
@@ -96,8 +101,12 @@ class LoopConfig:
     compile: bool = False
     freeze: bool = False
     evaluate_every: int = 1
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
+        require(
+            self.norm in NORMS, f"loop.norm is {self.norm!r}; expected one of {', '.join(NORMS)}"
+        )
         require(
             self.evaluate_every >= 1,
             f"loop.evaluate_every is {self.evaluate_every}; expected >= 1",

@@ -41,7 +41,7 @@ class DetectorConfig:
 
     Attributes:
         norm: batch norms of the student: of each process's part of every `batch`, of all of it
-            (`sync`, see `transfer.norms.with_norm`), or `frozen` as they came.
+            (`sync`, see `trainer.norms.with_norm`), or `frozen` as they came.
         freeze_stages: 0 to 3; the stem and that many stages don't learn, norms included.
         width: channels of the pyramid. anchor: side in pixels of the smallest anchors.
     """

@@ -15,6 +15,7 @@ from trainer.checkpoint import save_network
 from trainer.checks import require
 from trainer.distributed import World, joined_world, local_device
 from trainer.models.device import resolve_device
+from trainer.norms import check_norm, with_norm
 from trainer.optim import parameter_groups
 from trainer.plan import images_per_step, pieces, steps_per_epoch
 from transfer.detect.boxes import PhotoSet, count_boxes
@@ -28,7 +29,6 @@ from transfer.detect.voc import is_voc
 from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, fine_tune
 from transfer.licence import licence_note
-from transfer.norms import check_norm, with_norm
 from transfer.options import TaskOptions
 from transfer.results import OVERLAYS_NAME, RunScore, run_folder, run_once, write_results
 from transfer.starts import Start, build, open_starts

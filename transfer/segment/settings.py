@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from trainer.checks import require
+from trainer.step_config import NORMS
 
 IGNORED = 255  # in targets: counts in no loss and no score
 # Optimiser -> its values in place of a preset's. AdamW's are those of mmsegmentation's UPerNet on
@@ -29,7 +30,6 @@ DECODERS: dict[str, tuple[int, ...]] = {
     "segformer": (32,),
 }
 TESTS = ("window", "whole")
-NORMS = ("batch", "sync")
 
 
 @dataclass(frozen=True, kw_only=True)
