@@ -109,9 +109,7 @@ def test_synchronised_norms_are_refused_without_gpus(tmp_path):
         LoopConfig(norm="synced")
 
 
-def test_synchronised_norms_go_on_from_plain_ones_and_one_process_has_none(
-    tmp_path, monkeypatch
-):
+def test_synchronised_norms_go_on_from_plain_ones_and_one_process_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.networks.check_norm", lambda *_: None)
     plain, _ = prepare(run_config(), tmp_path, torch.device("cpu"), world=World(0, 2))
     synced, _ = prepare(run_config(norm="sync"), tmp_path, torch.device("cpu"), world=World(0, 2))

@@ -180,8 +180,14 @@ def test_two_networks_learn_from_each_other_and_from_the_joint_class():
     torch.testing.assert_close(peer.backbone.conv1.weight.grad, peer_gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_mutual_learning_needs_no_store_and_keeps_one_plain_network(folder, tmp_path):
+def test_mutual_learning_needs_no_store_and_keeps_two_plain_networks(folder, tmp_path):
     result = fit(request(tmp_path / "run", method="hsakd-online", data=str(folder), epochs=1,
                          batch_size=8, views_per_image=2))  # fmt: skip
     kept = load_file(result.out / "student.safetensors")
     assert kept.keys() == models.create("resnet8", CLASSES).state_dict().keys()
+    peer, config = load_student(result.out / "student_peer.safetensors")
+    assert config.arch == "resnet8" and config.num_classes == CLASSES
+    saved = torch.load(result.out / "checkpoint.pt", weights_only=True)["method"]
+    trained = {n: saved[f"peer.backbone.{n}"] for n in kept}
+    assert all(torch.equal(value, trained[name]) for name, value in peer.state_dict().items())
+    assert not torch.equal(kept["conv1.weight"], trained["conv1.weight"])

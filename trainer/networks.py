@@ -122,11 +122,14 @@ def save(out: Path, config: TrainConfig, networks: Networks, state: RunState, wo
 
 
 def save_students(out: Path, config: TrainConfig, networks: Networks) -> None:
-    """The student alone, and the average of its weights beside it, in safetensors."""
+    """The student alone in safetensors; beside it its peers and the average of its weights."""
     provenance = {"data": config.data_identity, "method": config.method, "epochs": config.epochs}
     checkpoint.save_student(
         out / checkpoint.STUDENT_NAME, networks.student, config.student, provenance
     )
+    for name, peer in networks.learner.method.peers().items():
+        path = out / f"student_{name}.safetensors"
+        checkpoint.save_student(path, peer, config.student, provenance | {"peer": name})
     if networks.ema is not None:
         checkpoint.save_student(
             out / EMA_NAME, networks.ema.module, config.student, provenance | {"ema": True}

@@ -28,6 +28,10 @@ class Method(nn.Module, ABC):
         """More numbers of the last batch, for a logged line of metrics.jsonl."""
         return {}
 
+    def peers(self) -> Mapping[str, nn.Module]:
+        """Networks of the student's architecture that learn beside it and are kept, by name."""
+        return {}
+
     def scores(
         self, student: Callable[[Tensor], Tensor], images: Tensor, target: Tensor
     ) -> Mapping[str, Tensor]:

@@ -2,7 +2,7 @@
 
 Both are of one architecture with branches, begin from other random weights and see the same
 crops. Here, unlike in the offline student, the branches are asked for the hard joint class, too.
-The first network is the student that is kept; its peer lives here.
+The first network is the student; its peer lives here, and is written beside it at the end.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class HsakdOnline(RotatedMethod):
         self._temperature = config.temperature
         self.branches = Branches(rule, classes).to(memory_format=torch.channels_last)
         self.peer = peer.to(memory_format=torch.channels_last)
+
+    def peers(self) -> dict[str, nn.Module]:
+        """The other network, without its branches."""
+        return {"peer": self.peer.backbone}
 
     def joint_logits(self, stages: Sequence[Tensor]) -> dict[str, Tensor]:
         """[4 B, 4 C] of every branch of the student."""
