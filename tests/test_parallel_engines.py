@@ -228,9 +228,9 @@ def test_a_ray_actor_killed_in_mid_run_costs_its_block_alone(runs: Runs) -> None
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "a Ray actor died: block" in errors
+    assert errors.count("a Ray actor died: block") == 1
     assert runs.root("ray") == runs.root("whole")
-    assert len(runs.writers("ray")) == 3
+    assert victim in runs.writers("ray"), "what it had finished is not made again"
 
 
 def start_and_kill(runs: Runs, out: str, rng: np.random.Generator, ahead: int) -> None:
