@@ -10,9 +10,9 @@ from torch import nn
 
 from storage.errors import UsageError
 from trainer.distributed import World
+from trainer.step_config import BATCH, SYNC
 
 Network = TypeVar("Network", bound=nn.Module)
-BATCH, SYNC = "batch", "sync"
 
 
 def check_norm(norm: str, world: World, device: torch.device, option: str = "--norm ") -> None:

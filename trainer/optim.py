@@ -61,15 +61,14 @@ def parameter_groups(
     Args:
         lr_factor: times the run's learning rate (`set_lr`).
     """
-    named = [
-        (name, parameter)
-        for module in modules
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    ]
-    decay = [p for name, p in named if config.decay_vectors or _decays(name, p)]
-    rest = [p for name, p in named if not (config.decay_vectors or _decays(name, p))]
-    groups = [
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                decays = config.decay_vectors or _decays(name, parameter)
+                (decay if decays else rest).append(parameter)
+    groups: list[dict[str, Any]] = [
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]

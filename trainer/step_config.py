@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trainer.checks import require
 
 OPTIMIZERS = ("sgd", "adamw")  # or timm:NAME
+BATCH, SYNC = NORMS = ("batch", "sync")  # batch norms of several processes: trainer.norms
 SCHEDULES = ("cosine", "step", "linear", "poly", "constant")
 
 
@@ -78,9 +79,6 @@ class ScheduleConfig:
         )
 
 
-NORMS = ("batch", "sync")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """How a step is taken.
@@ -101,7 +99,7 @@ class LoopConfig:
     compile: bool = False
     freeze: bool = False
     evaluate_every: int = 1
-    norm: str = "batch"
+    norm: str = BATCH
 
     def __post_init__(self) -> None:
         require(

@@ -20,13 +20,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from trainer import step_config
 from trainer.checks import require
 from trainer.config import StudentConfig
 from transfer.detect.maps import STRIDES, Maps, find_maps, last_stage, module_root
 
 DETECTORS = ("faster-rcnn", "retinanet", "fcos")
 HEADS = ("fpn", "c4")
-NORMS = ("batch", "sync", "frozen")
+NORMS = (*step_config.NORMS, "frozen")
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 FINEST = {"faster-rcnn": 4, "retinanet": 8, "fcos": 8}  # stride of the first map that is used
 SURE, DETECTIONS = 0.05, 100  # boxes handed on: from this score, at most so many a photo

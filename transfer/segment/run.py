@@ -15,10 +15,10 @@ from storage.errors import UsageError
 from storage.extras import load_extra
 from trainer.distributed import World, joined_world, local_device
 from trainer.models.device import resolve_device
-from trainer.norms import BATCH, SYNC, check_norm, with_norm
+from trainer.norms import check_norm, with_norm
 from trainer.optim import parameter_groups
 from trainer.plan import images_per_step, pieces
-from trainer.step_config import OptimConfig, ScheduleConfig
+from trainer.step_config import BATCH, SYNC, OptimConfig, ScheduleConfig
 from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, Tuned, fine_tune
 from transfer.licence import licence_note
