@@ -88,6 +88,10 @@ def narrow(student: Path, data: Path, out: Path) -> None:
     """STUDENT with the classes of the folder DATA alone, by the rows of its head."""
     whole, config = load_student(student)
     kept = sorted(folder.name for folder in data.iterdir() if folder.is_dir())
+    if unknown := sorted(set(kept) - set(config.classes)):
+        raise click.ClickException(
+            f"{data}: {student} has no class {unknown[0]}: give a folder of its classes"
+        )
     rows = [config.classes.index(name) for name in kept]
     state = {
         name: value[rows] if name.startswith("head.") else value

@@ -13,4 +13,4 @@ fi
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 export OMP_NUM_THREADS=1  # each of the two keeps to its core
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -13,6 +13,12 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests go first, so that they don't end on one core with the other idle."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def make_image(seed: int, height: int, width: int) -> Image.Image:
     """Smooth colours with some texture, so that crops differ and JPEG has something to do."""
     rng = np.random.default_rng([11, seed])

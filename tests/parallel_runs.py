@@ -16,10 +16,11 @@ from storage.manifest import read_manifest
 from storage.receipts import read_receipts
 
 BLOCKS = 24
-# Imported by every Python that starts with its folder on PYTHONPATH; crop workers pass it by.
+# Imported by every Python that starts with its folder on PYTHONPATH; crop workers pass it by,
+# Ray's workers (default_worker.py) don't.
 SITE = """
 import os, sys
-if "labelgen.cli" in " ".join(sys.orig_argv):
+if any(word in " ".join(sys.orig_argv) for word in ("labelgen.cli", "default_worker.py")):
     import errno, time
     from pathlib import Path
     import labelgen.forward as forward

@@ -222,8 +222,9 @@ def test_engines_whose_library_is_missing_say_what_to_install(runs: Runs) -> Non
 @pytest.mark.long
 def test_a_ray_actor_killed_in_mid_run_costs_its_block_alone(runs: Runs) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    process = runs.start("ray", "--engine", "ray", "--processes", "2")
+    process = runs.start("ray", "--engine", "ray", "--processes", "2", slow=0.1, meet=2)
     wait_until(lambda: len(runs.writers("ray")) == 2 or process.poll() is not None, 240)
+    assert process.poll() is None, "two actors are at work"
     victim = min(runs.writers("ray"))
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=300)

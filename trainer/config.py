@@ -228,6 +228,11 @@ class TrainConfig:
             f"mix.kind {self.mix.kind} mixes stored labels: give a label store with --labels",
         )
         require(
+            self.mix.kind == "none" or self.mix.off_epochs < self.epochs,
+            f"mix.off_epochs is {self.mix.off_epochs} of {self.epochs} epochs, and nothing would "
+            "be mixed: train for more epochs, or set it lower",
+        )
+        require(
             self.method != "hsakd-teacher" or self.hsakd_teacher.mode == "joint" or bool(self.init),
             "hsakd_teacher.mode frozen keeps a finished network as it is: give its weights with "
             "--init",

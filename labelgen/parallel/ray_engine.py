@@ -2,7 +2,7 @@
 
 The process that starts the run makes the store and seals it; labels go from actors to the store's
 folder, which all machines must have under the same path. Nothing but block numbers goes through
-Ray. An actor that dies costs the block it was at, which another one labels.
+Ray. An actor that dies costs at most the block it was at, which another one labels.
 """
 
 from __future__ import annotations
@@ -142,8 +142,12 @@ def ray_labelling(request: Request, processes: int) -> Callable[..., RunReport]:
                 _start(ray)
                 gpus, cpus = (1, 0) if on_gpu else (0, 1)
                 actor = ray.remote(max_restarts=0, num_gpus=gpus, num_cpus=cpus)(Member)
+                tasks = _Tasks(
+                    ray, lambda: actor.remote(request), blocks, processes,
+                    is_missing=lambda block: block in store.missing_blocks(),
+                )  # fmt: skip
                 try:
-                    _Tasks(ray, lambda: actor.remote(request), blocks, processes).run(stop)
+                    tasks.run(stop)
                 finally:
                     ray.shutdown()
         report = team_report(store, blocks, progress.seconds)
@@ -169,9 +173,15 @@ class _Tasks:
     """Blocks on their way through the actors."""
 
     def __init__(
-        self, ray: Any, new_actor: Callable[[], Any], blocks: Sequence[int], processes: int
+        self,
+        ray: Any,
+        new_actor: Callable[[], Any],
+        blocks: Sequence[int],
+        processes: int,
+        *,
+        is_missing: Callable[[int], bool],
     ) -> None:
-        self._ray, self._new_actor = ray, new_actor
+        self._ray, self._new_actor, self._is_missing = ray, new_actor, is_missing
         self._waiting = deque(blocks)
         self._idle = [new_actor() for _ in range(min(processes, len(blocks)))]
         self._running: dict[Any, tuple[Any, int]] = {}
@@ -203,9 +213,13 @@ class _Tasks:
                     f"{self._deaths} Ray actors died one after the other, the last at block "
                     f"{block}; they may be out of memory: run the same command again to resume"
                 ) from None
-            print(f"a Ray actor died: block {block} goes to another one", file=sys.stderr)
-            self._waiting.appendleft(block)
-            self._idle.append(self._new_actor())
+            if self._is_missing(block):
+                print(f"a Ray actor died: block {block} goes to another one", file=sys.stderr)
+                self._waiting.appendleft(block)
+            else:  # it died between writing the block and saying so
+                print(f"a Ray actor died: block {block} was finished", file=sys.stderr)
+            if self._waiting:
+                self._idle.append(self._new_actor())
             return
         if failure is not None:
             raise failure.raised()

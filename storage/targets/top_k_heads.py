@@ -74,9 +74,9 @@ class TopK:
         """
         if temperature not in self.temperatures:
             raise UsageError(
-                f"temperature {temperature:g} of a head whose {self.k} largest logits were kept "
-                f"with the others' weight at {', '.join(f'{t:g}' for t in self.temperatures)}: "
-                "take one of these, or label with --head-encoding auto"
+                f"{temperature:g} is none of the temperatures that the {self.k} largest logits "
+                f"were kept for, {', '.join(f'{t:g}' for t in self.temperatures)}: take one of "
+                "these, or add heads of another encoding with `labelgen add --heads`"
             )
         return self.temperatures.index(temperature)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from storage.errors import StoreMismatch
+from storage.errors import StoreMismatch, UsageError
 from storage.targets.heads import HeadSettings, HeadSpec, head_settings
 from storage.targets.top_k_heads import INDEX, LOGIT, TAIL, TopK
 from trainer.batch import Batch
@@ -241,13 +241,12 @@ def _check_heads(settings: HeadSettings, path: str, name: str, branches: int, cl
 
 
 def _check_temperature(head: HeadSpec, path: str, temperature: float) -> None:
-    if head.top_k is not None and temperature not in head.top_k.temperatures:
-        kept = ", ".join(f"{t:g}" for t in head.top_k.temperatures)
-        raise StoreMismatch(
-            f"{path}: of head {head.name} the {head.top_k.k} largest logits were kept, for "
-            f"temperatures {kept}, and hsakd.temperature is {temperature:g}: take one of these, or "
-            "add heads of another encoding with `labelgen add --heads`"
-        )
+    if head.top_k is None:
+        return
+    try:
+        head.top_k.place(temperature)
+    except UsageError as error:
+        raise StoreMismatch(f"{path}: head {head.name}: hsakd.temperature: {error}") from error
 
 
 def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

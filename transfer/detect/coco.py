@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import UsageError
-from storage.extras import load_extra
 from transfer.detect.boxes import RawBox, RawPhoto, RawSet, image_path
+from transfer.libraries import coco_evaluation
 
 KIND = "coco"
 LARGEST = 1e9  # pixels; anything beyond is no coordinate
@@ -43,7 +43,7 @@ def read_coco(path: Path, images: Path) -> RawSet:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        values = load_extra("faster_coco_eval", "transfer detect", "transfer").COCO.load_json(path)
+        values = coco_evaluation().COCO.load_json(path)
     except (OSError, ValueError, RecursionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from storage.extras import load_extra
 from transfer.detect.boxes import Photo
 from transfer.detect.data import Sizes, photo_batches
+from transfer.libraries import coco_evaluation
 
 # Names of the library's twelve figures that are handed on.
 FIGURES = {"AP_all": "AP", "AP_50": "AP50", "AP_75": "AP75", "AP_small": "AP small",
@@ -88,7 +88,7 @@ def average_precision(
         voc: also AP50 as VOC 2007 has it, the mean of the precision at recalls 0, 0.1 ... 1;
             matching stays COCO's.
     """
-    library = load_extra("faster_coco_eval", "transfer detect", "transfer")
+    library = coco_evaluation()
     truth = library.COCO(_truth(photos, classes))
     results = truth.loadRes(_results(found))
     run = library.COCOeval_faster(truth, results, iouType="bbox", print_function=_silent)

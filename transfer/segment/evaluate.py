@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from storage.errors import TrainingError
-from storage.extras import load_extra
 from trainer.config import StudentConfig
+from transfer.libraries import segmentation_metrics
 from transfer.segment.data import Pair, read_pair
 from transfer.segment.masks import ClassTable
 from transfer.segment.normalise import normaliser
@@ -52,7 +52,7 @@ class Judge:
     """Counts pixels, image by image."""
 
     def __init__(self, num_classes: int) -> None:
-        metrics = load_extra("torchmetrics.classification", "transfer segment", "transfer")
+        metrics = segmentation_metrics()
         options = {"num_classes": num_classes, "ignore_index": IGNORED, "validate_args": False,
                    "sync_on_compute": False}  # fmt: skip  # of several processes one judges alone
         self._iou = metrics.MulticlassJaccardIndex(average="none", **options)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storage.errors import UsageError
-from storage.extras import load_extra
 from trainer.models import canonical_name
+from transfer.libraries import segmentation_models
 from transfer.segment.loading import check_encoder, load_encoder
 from transfer.segment.settings import DECODERS, SegmentSettings
 from transfer.segment.tokens import (
@@ -152,7 +152,7 @@ def _refuse_decoder(decoder: str, arch: str) -> None:
 
 def _make_encoder(name: str) -> nn.Module:
     """At output stride 32, without weights."""
-    smp = load_extra("segmentation_models_pytorch", "transfer segment", "transfer")
+    smp = segmentation_models()
     try:
         return smp.encoders.get_encoder(name, weights=None, depth=5)
     except Exception as error:  # timm and smp raise many types for what they can't build
@@ -192,7 +192,7 @@ def _network_options(name: str, settings: SegmentSettings) -> dict[str, Any]:
 def _put_decoder(
     name: str, settings: SegmentSettings, num_classes: int, options: Mapping[str, Any]
 ) -> nn.Module:
-    smp = load_extra("segmentation_models_pytorch", "transfer segment", "transfer")
+    smp = segmentation_models()
     kind, stride = settings.decoder, settings.stride
     try:
         return getattr(smp, _SMP_NAMES[kind])(

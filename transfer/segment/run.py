@@ -12,7 +12,6 @@ from torch import nn
 
 from storage.allocator import keep_freed_memory
 from storage.errors import UsageError
-from storage.extras import load_extra
 from trainer.distributed import World, joined_world, local_device
 from trainer.models.device import resolve_device
 from trainer.norms import check_norm, with_norm
@@ -21,6 +20,7 @@ from trainer.plan import images_per_step, pieces
 from trainer.step_config import BATCH, SYNC, OptimConfig, ScheduleConfig
 from transfer.epochs import EpochBatches
 from transfer.finetune import FineTuneConfig, Tuned, fine_tune
+from transfer.libraries import segmentation_metrics, segmentation_models
 from transfer.licence import licence_note
 from transfer.options import TaskOptions
 from transfer.results import (
@@ -73,8 +73,8 @@ def run_segment(request: SegmentRequest) -> dict[str, Any]:
         TrainingError: a run failed or was stopped; the same request goes on.
     """
     keep_freed_memory()
-    for library in ("segmentation_models_pytorch", "torchmetrics"):
-        load_extra(library, "transfer segment", "transfer")
+    segmentation_models()
+    segmentation_metrics()
     device = local_device(resolve_device(request.task.device))
     with joined_world(device, f"transfer.cli {TASK}") as world:
         return _run_segment(request, device, world)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import UsageError
-from storage.extras import load_extra
 from trainer.models import canonical_name, create
+from transfer.libraries import segmentation_models
 
 LEVELS = 4
 _TIMM_FILES = ("vision_transformer", "deit", "eva")  # of timm.models
@@ -186,7 +186,7 @@ def _doubled(width: int) -> nn.ConvTranspose2d:
 @contextmanager
 def lent_to_smp(encoder: TokenEncoder) -> Iterator[str]:
     """The name that smp, which takes encoders by name alone, builds networks on `encoder` by."""
-    smp = load_extra("segmentation_models_pytorch", "transfer segment", "transfer")
+    smp = segmentation_models()
     known = smp.encoders.encoders
     known[_LENT_NAME] = {"encoder": lambda **_: encoder, "params": {}, "pretrained_settings": {}}
     try:
