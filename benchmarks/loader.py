@@ -17,12 +17,14 @@ the source files. Ratios are medians over the rounds of ratios within a round.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -30,7 +32,7 @@ import torch
 import torchvision.transforms.functional as F
 from ffcv.libffcv import imdecode, resize_crop
 from ffcv.pipeline.compiler import Compiler
-from numba import carray, njit
+from numba import cfunc
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -40,48 +42,65 @@ from storage.images import ImageStatus, scan_folder
 from storage.views import RandomResizedCrop
 from trainer.replay import ffcv_loader
 from trainer.replay.beton import Beton, pack
-from trainer.replay.decoder import ReplayDecoder, _as_pointer, decode_jpeg
+from trainer.replay.decoder import ReplayDecoder
 from trainer.replay.loader import FFCVReplayLoader
 from trainer.replay.normalize import Normalizer
 from trainer.replay.reencode import Reencoding
 from trainer.replay.resample import canvas_bytes
+from trainer.replay.row import DECODED, RETURNED, ROW_FUNCTION, TABLES, array_at, decode_jpeg
 
 SIZE, VIEWS, BATCH, CLASSES, TOP_K, LABEL_CROPS = 224, 4, 16, 1000, 10, 500
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@functools.cache  # FFCV asks in every epoch
+def ffcv_row() -> Any:
+    """FFCV's C functions on a row's bytes and boxes; no flip."""
+    decode_c, resize_c = Compiler.compile(imdecode), Compiler.compile(resize_crop)
+
+    @cfunc(ROW_FUNCTION)
+    def work(row, status, mode, warns, height, width, data, length, out, views, side, tables):
+        tall, wide = np.uint32(height), np.uint32(width)
+        pixels = np.empty((height, width, 3), np.uint8)
+        source = array_at(data, (length,), np.uint8)
+        cuts = array_at(out, (views, side, side, 3), np.uint8)
+        box_address = array_at(tables, (TABLES,), np.int64)[0]
+        boxes = array_at(box_address + row * views * 8, (views, 4), np.uint16)
+        decode_c(source, pixels, tall, wide, tall, wide, 0, 0, 1, 1, False, False)
+        for view in range(views):
+            top, left = np.int64(boxes[view, 0]), np.int64(boxes[view, 1])
+            resize_c(pixels, top, top + np.int64(boxes[view, 2]), left,
+                     left + np.int64(boxes[view, 3]), cuts[view])  # fmt: skip
+        return RETURNED + DECODED
+
+    return work.ctypes
+
+
+@functools.cache
+def decoded_row() -> Any:
+    """Our decode, no cut."""
+
+    @cfunc(ROW_FUNCTION)
+    def work(row, status, mode, warns, height, width, data, length, out, views, side, tables):
+        canvas = np.empty(canvas_bytes(height, width), np.uint8)
+        source = array_at(data, (length,), np.uint8)
+        return RETURNED + decode_jpeg(source, height, width, canvas, 0, 4 * width, 0)
+
+    return work.ctypes
+
+
 class FfcvCutDecoder(ReplayDecoder):
-    """(c): FFCV's C functions on the same bytes and boxes; no flip."""
+    """(c)"""
 
-    def row_code(self) -> Callable:
-        decode_c, resize_c = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        box_address, views = np.int64(self.box.ctypes.data), self.box.shape[1]
-
-        @njit(nogil=True)
-        def work(row, status, mode, warns, height, width, data, out, tables):
-            tall, wide = np.uint32(height), np.uint32(width)
-            pixels = np.empty((height, width, 3), np.uint8)
-            decode_c(data, pixels, tall, wide, tall, wide, 0, 0, 1, 1, False, False)
-            boxes = carray(_as_pointer(box_address + row * views * 8, np.uint16), (views, 4))
-            for view in range(views):
-                top, left = np.int64(boxes[view, 0]), np.int64(boxes[view, 1])
-                resize_c(pixels, top, top + np.int64(boxes[view, 2]), left,
-                         left + np.int64(boxes[view, 3]), out[view])  # fmt: skip
-            return 0
-
-        return work
+    def row_code(self) -> Any:
+        return ffcv_row()
 
 
 class DecodeOnly(ReplayDecoder):
-    """(d): our decode, no cut."""
+    """(d)"""
 
-    def row_code(self) -> Callable:
-        @njit(nogil=True)
-        def work(row, status, mode, warns, height, width, data, out, tables):
-            canvas = np.empty(canvas_bytes(height, width), np.uint8)
-            return decode_jpeg(data, height, width, canvas, 0, 4 * width, 0)
-
-        return work
+    def row_code(self) -> Any:
+        return decoded_row()
 
 
 class FkdDataset(Dataset):

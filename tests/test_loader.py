@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,9 @@ from storage.pixels import cut_view, decode_rgb, pad_image
 from trainer.replay import ffcv_loader
 from trainer.replay import torch_loader as torch_loader_module
 from trainer.replay.beton import Beton, pack, sidecar_path
+from trainer.replay.decoder import ReplayDecoder
 from trainer.replay.loader import FFCVReplayLoader, TorchReplayLoader
+from trainer.replay.row import DECODED, RETURNED, ROW_FUNCTION
 
 SETTINGS = {
     "crops": {"size": 32, "views": 3, "interpolation": "bilinear", "padding": 0},
@@ -199,6 +202,24 @@ def test_bytes_damaged_after_packing_are_reported_never_black(damaged):
     assert not images[failed].any()
     assert images[~failed].reshape(len(rows) - 1, -1).any(axis=1).all()
     np.testing.assert_array_equal(digests, beton.digests[rows])
+
+
+def test_an_exception_in_compiled_code_fails_its_row_alone(packed, monkeypatch):
+    """As when there is no memory for an image's pixels."""
+
+    @numba.cfunc(ROW_FUNCTION)
+    def fails(row, status, mode, warns, height, width, data, length, out, views, side, tables):
+        if row == 2:
+            raise MemoryError
+        return RETURNED + DECODED
+
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: printed.append(raised.exc_type))
+    monkeypatch.setattr(ReplayDecoder, "row_code", lambda self: fails.ctypes)
+    fast = FFCVReplayLoader(packed[1], batch_images=4, workers=1, **SETTINGS["crops"])
+    _, taken, _, failed = collect(fast.epoch(*random_plan(fast)))
+    assert taken[failed].tolist() == [2]
+    assert printed == [MemoryError]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -72,9 +72,7 @@ def test_pack_writes_once_and_refuses_to_overwrite(world):
         (["pack", "--data", "store.zarr/labels"], 2, "no images"),
     ],
 )
-def test_misuse_gives_one_line_and_its_exit_code(
-    world, arguments, code, text, monkeypatch, capsys
-):
+def test_misuse_gives_one_line_and_its_exit_code(world, arguments, code, text, monkeypatch, capsys):
     monkeypatch.chdir(world)
     monkeypatch.setattr("sys.argv", ["trainer", *arguments])
     with pytest.raises(SystemExit) as ended:

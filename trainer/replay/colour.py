@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from storage.augment import Augment
 from storage.colour import ONE
@@ -16,6 +15,7 @@ from storage.colour_draws import ORDERS, ColourJitter, Lighting
 from storage.erasing import GRID, GRID_BITS, Erasing
 from storage.errors import FormatVersion
 from storage.randaugment import RandAugment
+from trainer.replay.jit import kernel
 from trainer.replay.randaugment import (
     augment_once,
     blend_with_grey,
@@ -58,7 +58,7 @@ def compile_program(augment: Augment | None) -> npt.NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(-1, PROGRAM_COLUMNS)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def augment_view(pixels, draw, program):  # type: ignore[no-untyped-def]
     """One view uint8 [S, S, 3], C-contiguous, changed as its draw int16 [D] says."""
     for number in range(program.shape[0]):
@@ -75,7 +75,7 @@ def augment_view(pixels, draw, program):  # type: ignore[no-untyped-def]
             _erase(pixels, part, program[number, 3:])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _jitter(pixels, draw):  # type: ignore[no-untyped-def]
     tables = np.empty((3, 256), np.uint8)
     for place in range(4):
@@ -95,7 +95,7 @@ def _jitter(pixels, draw):  # type: ignore[no-untyped-def]
             blend_with_grey(pixels, amount)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _light(pixels, draw):  # type: ignore[no-untyped-def]
     tables = np.empty((3, 256), np.uint8)
     for channel in range(3):
@@ -104,7 +104,7 @@ def _light(pixels, draw):  # type: ignore[no-untyped-def]
     look_up(pixels, tables)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _erase(pixels, draw, fill):  # type: ignore[no-untyped-def]
     side = pixels.shape[0]
     top, left = np.int64(draw[0]), np.int64(draw[1])

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numba
+import numba.typed
 import numpy as np
 import torch
 
@@ -30,17 +32,30 @@ def quiet_ffcv() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _plain_dictionaries() -> Iterator[None]:
+    """Import FFCV with Python's dict for numba's, which takes 4 seconds to compile.
+
+    FFCV 1.0.2 has one, of the two names of its image modes, and reads it in Python alone.
+    """
+    compiled, numba.typed.Dict = numba.typed.Dict, dict
+    try:
+        yield
+    finally:
+        numba.typed.Dict = compiled
+
+
 _torch_threads = torch.get_num_threads()
-with quiet_ffcv():
-    import numba
+with quiet_ffcv(), _plain_dictionaries():
     from ffcv.loader import Loader, OrderOption
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_managers import OSCacheManager
     from ffcv.pipeline.compiler import Compiler
 
     from trainer.replay.colour import compile_program
-    from trainer.replay.decoder import DECODED, UNDECODABLE, ReplayDecoder
+    from trainer.replay.decoder import ReplayDecoder
     from trainer.replay.field import SourceImageField
+    from trainer.replay.row import DECODED, UNDECODABLE
 
 
 def _set_numba_threads(num_threads: int) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import njit
 
+from trainer.replay.jit import kernel
 from trainer.replay.simd import ALIGNMENT, FLOATS, to_floats, to_floats_past_caches
 
 LARGE = 4 << 20  # bytes of floats that no cache keeps until they are read again
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _normalize(pixels, scale, shift, out):  # type: ignore[no-untyped-def]
     whole = pixels.size // FLOATS
     source, target = pixels.ctypes.data, out.ctypes.data

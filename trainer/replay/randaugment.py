@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from storage.colour import ONE
 from storage.randaugment import (
@@ -16,6 +15,7 @@ from storage.randaugment import (
     solarise_threshold,
     strength_factor,
 )
+from trainer.replay.jit import inlined_kernel, kernel
 
 (
     _IDENTITY, _SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y, _ROTATE, _BRIGHTNESS, _SATURATION,
@@ -28,14 +28,14 @@ _HUES = 6 << _SEXTANT
 _TO_LEVEL = 65_793
 
 # the integer formulas of levels are the definition's own
-_strength_factor = njit(nogil=True)(strength_factor)
-_kept_bits = njit(nogil=True)(kept_bits)
-_solarise_threshold = njit(nogil=True)(solarise_threshold)
-_shear = njit(nogil=True)(shear)
-_shift = njit(nogil=True)(shift)
+_strength_factor = kernel(strength_factor)
+_kept_bits = kernel(kept_bits)
+_solarise_threshold = kernel(solarise_threshold)
+_shear = kernel(shear)
+_shift = kernel(shift)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def augment_once(pixels, kind, level):  # type: ignore[no-untyped-def]
     """One operation of RandAugment on a view uint8 [S, S, 3]."""
     side = pixels.shape[0]
@@ -66,7 +66,7 @@ def augment_once(pixels, kind, level):  # type: ignore[no-untyped-def]
         look_up(pixels, tables)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _point_tables(pixels, kind, level, tables):  # type: ignore[no-untyped-def]
     """What the operations that look at one level at a time make of each."""
     if kind == _BRIGHTNESS:
@@ -92,7 +92,7 @@ def _point_tables(pixels, kind, level, tables):  # type: ignore[no-untyped-def]
             tables[:, value] = value & mask if kind == _POSTERISE else inverted
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def look_up(pixels, tables):  # type: ignore[no-untyped-def]
     """Every level of a channel replaced by its table's, uint8 [3, 256]."""
     for row in range(pixels.shape[0]):
@@ -101,14 +101,14 @@ def look_up(pixels, tables):  # type: ignore[no-untyped-def]
                 pixels[row, column, channel] = tables[channel, pixels[row, column, channel]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def strengthen_table(factor, tables):  # type: ignore[no-untyped-def]
     """Tables of storage.colour.brightness."""
     for value in range(256):
         tables[:, value] = min((factor * value) >> 8, 255)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def contrast_table(pixels, factor, tables):  # type: ignore[no-untyped-def]
     """Tables of storage.colour.contrast."""
     flat = pixels.reshape(-1)
@@ -122,7 +122,7 @@ def contrast_table(pixels, factor, tables):  # type: ignore[no-untyped-def]
         tables[:, value] = min(max(mixed, 0), 255)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined_kernel
 def _grey(red, green, blue):  # type: ignore[no-untyped-def]
     """storage.colour.grey: the division by 10,000 is this product, for all that can come."""
     weighed = (
@@ -133,7 +133,7 @@ def _grey(red, green, blue):  # type: ignore[no-untyped-def]
     return (np.uint64(weighed) * np.uint64(1_717_987)) >> np.uint64(34)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def blend_with_grey(pixels, factor):  # type: ignore[no-untyped-def]
     """storage.colour.saturation. Two plain loops a row: LLVM makes vectors of those."""
     width = pixels.shape[1]
@@ -150,7 +150,7 @@ def blend_with_grey(pixels, factor):  # type: ignore[no-untyped-def]
             row[i] = min(max(mixed, 0), 255)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def turn_hue(pixels, amount):  # type: ignore[no-untyped-def]
     """storage.colour.hue, without branches and in loops of which LLVM makes vectors."""
     if amount == 0:
@@ -174,7 +174,7 @@ def turn_hue(pixels, amount):  # type: ignore[no-untyped-def]
                 row[3 * column + channel] = (level * _TO_LEVEL) >> 32
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _measure_hues(row, angles, tops, spans):  # type: ignore[no-untyped-def]
     """Hue, largest channel and its distance from the smallest, of every pixel of a flat row."""
     for column in range(angles.size):
@@ -192,7 +192,7 @@ def _measure_hues(row, angles, tops, spans):  # type: ignore[no-untyped-def]
         spans[column] = span
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _warp(pixels, xx, xy, x0, yx, yy, y0):  # type: ignore[no-untyped-def]
     """storage.randaugment.warp with across = (xx, xy, x0) and down = (yx, yy, y0)."""
     side = pixels.shape[0]
@@ -206,7 +206,7 @@ def _warp(pixels, xx, xy, x0, yx, yy, y0):  # type: ignore[no-untyped-def]
                 pixels[row, column, channel] = source[y, x, channel] if inside else 0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sharpen(pixels, factor):  # type: ignore[no-untyped-def]
     """storage.randaugment.sharpness."""
     side = pixels.shape[0]
@@ -227,7 +227,7 @@ def _sharpen(pixels, factor):  # type: ignore[no-untyped-def]
                 pixels[row, column, channel] = min(max(mixed, 0), 255)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _stretching_table(counts, table):  # type: ignore[no-untyped-def]
     low, high = 255, 0
     for value in range(256):
@@ -238,7 +238,7 @@ def _stretching_table(counts, table):  # type: ignore[no-untyped-def]
         table[value] = 255 * (inside - low) // (high - low) if high > low else value
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _equalising_table(counts, table):  # type: ignore[no-untyped-def]
     total, last = 0, 0
     for value in range(256):

@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from trainer.replay.jit import inlined_kernel, kernel
 from trainer.replay.simd import CHUNK, COLUMNS, ROWS, TAPS, horizontal_step, vertical_step
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # filter radius in pixels; names the filter as well
@@ -24,7 +24,7 @@ _WEIGHT_BITS = 15  # int16
 _PRECISION_BITS = 22  # 32-bit sums of 8-bit pixels with two bits to spare
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined_kernel
 def _filter(x, support):  # type: ignore[no-untyped-def]
     x = abs(x)
     if support == 1:
@@ -37,7 +37,7 @@ def _filter(x, support):  # type: ignore[no-untyped-def]
     return 0.0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def weights(length, size, support):  # type: ignore[no-untyped-def]
     """Fixed-point weights that resize `length` pixels to `size`.
 
@@ -84,13 +84,13 @@ def weights(length, size, support):  # type: ignore[no-untyped-def]
     return first, count, weight, precision
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def canvas_bytes(height, width):  # type: ignore[no-untyped-def]
     """Bytes of a canvas for an image, with what the kernels read beyond it."""
     return (height + ROWS) * width * 4 + 4 * TAPS
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut(canvas, canvas_width, top, left, height, width, flip, support, out):  # type: ignore[no-untyped-def]
     """One view: cut the box, resize it to the output's side, mirror it.
 
