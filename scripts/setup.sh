@@ -77,6 +77,13 @@ import torchvision
 if ".post" not in PIL.__version__:
     raise SystemExit(f"setup: error: PIL is {PIL.__version__}, not pillow-simd")
 PY
+    log "compiling the replay, once"
+    .venv/bin/python - <<'PY'
+import trainer.replay.loader  # FFCV, without its noise
+from trainer.replay.decoder import compile_replay
+
+compile_replay()
+PY
     wanted > "$stamp"
     log "done"
 fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up (see setup.sh), then lints, type-checks and runs the tests, two files at a time. Arguments
-# go to pytest: `./scripts/test.sh -m 'not long'` leaves out the long ones, `-n 0` takes one process.
+# Sets up (see setup.sh), then lints, type-checks and runs the tests, three files at a time (some
+# wait for processes of their own). Arguments go to pytest: `./scripts/test.sh -m 'not long'` leaves out
+# the long ones, `-n 0` takes one process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh
@@ -12,5 +13,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-export OMP_NUM_THREADS=1  # each of the two keeps to its core
-.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+export OMP_NUM_THREADS=1  # each keeps to one core
+.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -41,6 +41,7 @@ BLOSC_PLAIN = 0x02  # flag: bytes as they are
 BLOSC_ZSTD = 4  # in the upper three bits of the flags
 ZSTD_MAGIC = 0xFD2FB528
 MOST_AT_ONCE = 64 << 20  # bytes of a file that is read whole where most of it is wanted
+WORTH_A_THREAD = 256 << 10  # decoded bytes; handing over less takes longer than doing it
 MOST_RATIO = 1 << 15  # zstd's densest block: 128 KiB from 4 bytes (RFC 8878 section 3.1.1.2)
 
 
@@ -149,7 +150,8 @@ def _read_files(root: Path, files: Sequence[_File]) -> None:
                 "find all damage, and fetch the file again"
             ) from error
 
-    for_each(files, read, decoders())
+    decoded = sum(len(file.chunks) * file.layout.chunk_bytes for file in files)
+    for_each(files, read, decoders() if decoded >= WORTH_A_THREAD else 1)
 
 
 def _spans(part: Part) -> list[tuple[int, int]]:

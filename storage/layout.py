@@ -40,6 +40,11 @@ class ArrayLayout:
     compressors: tuple[dict[str, Any], ...]
 
     @property
+    def chunk_bytes(self) -> int:
+        """Of one chunk, decoded."""
+        return math.prod(self.chunk) * np.dtype(self.dtype).itemsize
+
+    @property
     def num_segments(self) -> int:
         """Files of one block."""
         return 1 if self.shard is None else math.ceil(self.shape[1] / self.shard[1])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from storage.errors import UsageError
 from storage.layout import ArrayLayout
 
@@ -21,7 +19,7 @@ def check_limits(layouts: Mapping[str, ArrayLayout]) -> None:
         UsageError: names the array and what to change.
     """
     for path, layout in layouts.items():
-        size = math.prod(layout.chunk) * np.dtype(layout.dtype).itemsize
+        size = layout.chunk_bytes
         if size > MOST_CHUNK_BYTES:
             raise UsageError(
                 f"a chunk of {path} has {size:,} bytes ({list(layout.chunk)} {layout.dtype}); "

@@ -16,11 +16,10 @@ from storage.manifest import read_manifest
 from storage.receipts import read_receipts
 
 BLOCKS = 24
-# Imported by every Python that starts with its folder on PYTHONPATH; crop workers pass it by,
-# Ray's workers (default_worker.py) don't.
+# Imported by every Python that starts with its folder on PYTHONPATH; crop workers pass it by.
 SITE = """
 import os, sys
-if any(word in " ".join(sys.orig_argv) for word in ("labelgen.cli", "default_worker.py")):
+if "labelgen.cli" in " ".join(sys.orig_argv):
     import errno, time
     from pathlib import Path
     import labelgen.forward as forward

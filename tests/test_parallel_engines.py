@@ -222,10 +222,9 @@ def test_engines_whose_library_is_missing_say_what_to_install(runs: Runs) -> Non
 @pytest.mark.long
 def test_a_ray_actor_killed_in_mid_run_costs_its_block_alone(runs: Runs) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    process = runs.start("ray", "--engine", "ray", "--processes", "2", slow=0.1, meet=2)
-    wait_until(lambda: len(runs.writers("ray")) == 2 or process.poll() is not None, 240)
-    assert process.poll() is None, "two actors are at work"
-    victim = min(runs.writers("ray"))
+    process = runs.start("ray", "--engine", "ray", "--processes", "2")
+    wait_until(lambda: runs.writers("ray") or process.poll() is not None, 240)
+    victim = min(runs.writers("ray"))  # with most of the 24 blocks to go
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -248,9 +247,9 @@ def start_and_kill(runs: Runs, out: str, rng: np.random.Generator, ahead: int) -
 
 
 @pytest.mark.long
-def test_two_processes_killed_thirty_times_give_the_same_root(runs: Runs) -> None:
+def test_two_processes_killed_fifteen_times_give_the_same_root(runs: Runs) -> None:
     rng, out, ahead = np.random.default_rng(6), "kills", 0
-    for _ in range(30):
+    for _ in range(15):
         start_and_kill(runs, out, rng, ahead)
         # one that is being written a second time has no receipt meanwhile
         assert runs.finished(out) >= ahead - 2

@@ -103,9 +103,9 @@ def test_a_student_is_given_what_the_store_reads_back():
 def test_a_temperature_that_was_not_kept_is_refused_with_those_that_were():
     record = one_head()
     values = stored(record, np.zeros((1, 4, CLASSES), np.float32))
-    with pytest.raises(UsageError, match=r"temperature 2 .* at 1, 3: take one of these"):
+    with pytest.raises(UsageError, match=r"temperature 2 is none .* 1, 3: take one of these"):
         head_logits(record, values, "a", 2.0)
-    with pytest.raises(StoreMismatch, match=r"head a .* temperatures 1, 3, and .* is 2"):
+    with pytest.raises(StoreMismatch, match=r"head a .* temperature 2 is none .* 1, 3: take one"):
         StoredHeads(StoredTarget(record, None, dict.get, dict.get), 2.0)
 
 

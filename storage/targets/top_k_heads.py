@@ -74,7 +74,7 @@ class TopK:
         """
         if temperature not in self.temperatures:
             raise UsageError(
-                f"{temperature:g} is none of the temperatures that the {self.k} largest logits "
+                f"temperature {temperature:g} is none of those that the {self.k} largest logits "
                 f"were kept for, {', '.join(f'{t:g}' for t in self.temperatures)}: take one of "
                 "these, or add heads of another encoding with `labelgen add --heads`"
             )

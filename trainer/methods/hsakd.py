@@ -246,7 +246,7 @@ def _check_temperature(head: HeadSpec, path: str, temperature: float) -> None:
     try:
         head.top_k.place(temperature)
     except UsageError as error:
-        raise StoreMismatch(f"{path}: head {head.name}: hsakd.temperature: {error}") from error
+        raise StoreMismatch(f"{path}, head {head.name} and hsakd.temperature: {error}") from error
 
 
 def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

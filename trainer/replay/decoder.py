@@ -30,7 +30,8 @@ def largest_first(sizes):  # type: ignore[no-untyped-def]
 
 
 @functools.cache
-def _compiled_replay_row() -> Any:
+def compile_replay() -> Any:
+    """`replay_row` as a C function: compiled (half a minute), or found on disk."""
     return cfunc(ROW_FUNCTION, cache=CACHE)(replay_row).ctypes
 
 
@@ -81,7 +82,7 @@ class ReplayDecoder(Operation):
 
     def row_code(self) -> Any:
         """What is done with one row: a C function, as `replay_row` is."""
-        return _compiled_replay_row()
+        return compile_replay()
 
     def generate_code(self) -> Callable[..., Any]:
         """Called by FFCV: the function that it compiles.
