@@ -71,7 +71,7 @@ def _head_width(file: WeightsFile, create: Callable[[int], nn.Module]) -> int | 
             if found is None or found.ndim != tensor.ndim:
                 shown = "missing" if found is None else f"of shape {list(found.shape)}"
                 return f"tensor {name!r} (the classifier) is {shown}"
-            return int(found.shape[axis]) - (size - 7)
+            return int(found.shape[axis] - (size - 7))
     return "the architecture has no classifier whose size follows the number of classes"
 
 

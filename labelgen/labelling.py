@@ -74,7 +74,7 @@ class Labeller:
         self._backoff = Backoff()
         self._extractors: dict[frozenset[str], Extractor] = {}
         on_gpu = teacher.device.type == "cuda"
-        self._side = torch.cuda.Stream(teacher.device) if on_gpu else None
+        self._side = torch.cuda.Stream(teacher.device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     @property
     def depth(self) -> int:
@@ -104,7 +104,7 @@ class Labeller:
                 name: take_top_k(outputs[self._logits_of(name)], codec.top_k)
                 for name, codec in self._codecs.items()
             }
-            done = torch.cuda.Event() if self._side else None
+            done = torch.cuda.Event() if self._side else None  # type: ignore[no-untyped-call]
             if done is not None:
                 done.record()
         return Launched(batch, pixels, outputs, labels, plans, done)

@@ -79,10 +79,12 @@ def _timm(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
         raise unknown_name("timm teacher", name.name, timm.list_models(), "(timm:NAME)")
     try:
         config = timm.get_pretrained_cfg(name.name)
-    except RuntimeError as error:  # the architecture exists, the tag does not
+    except RuntimeError:  # the architecture exists, the tag does not
+        config = None
+    if config is None:
         architecture = name.name.partition(".")[0]
         tags = timm.list_pretrained(f"{architecture}.*") or [architecture]
-        raise unknown_name("timm teacher", name.name, tags, "(timm:NAME)") from error
+        raise unknown_name("timm teacher", name.name, tags, "(timm:NAME)")
     if not file and not config.has_weights:
         raise UsageError(
             f"timm:{name.name} has no published weights: give a file with --weights, or one of "
@@ -90,7 +92,7 @@ def _timm(name: TeacherName, file: WeightsFile | None) -> dict[str, Any]:
         )
     arch = f"timm:{name.name.partition('.')[0]}"
     full = f"{config.architecture}.{config.tag}" if config.tag else name.name
-    settings = _timm_config(config.to_dict())
+    settings = _timm_config(config.to_dict())  # type: ignore[no-untyped-call]
     outputs = _file_outputs(file, arch) or settings["outputs"]
     if outputs != settings["outputs"]:  # another head has no background class to be known of
         settings["class_offset"] = settings["classes"] = None
@@ -107,7 +109,7 @@ def _timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     import timm
     from timm.data import resolve_data_config
 
-    data = resolve_data_config(pretrained_cfg=dict(config))
+    data = resolve_data_config(pretrained_cfg=dict(config))  # type: ignore[no-untyped-call]
     offset = config.get("label_offset")
     return {
         "library": "timm",

@@ -198,7 +198,9 @@ def _asked_heads(options: TargetOptions, record: TargetRecord) -> dict[str, Any]
 def _had_heads(record: TargetRecord) -> dict[str, Any]:
     settings = head_settings(record)
     had = {
-        head.name: str(HeadEncoding(head.encoding, head.stored, head.top_k and head.top_k.k))
+        head.name: str(
+            HeadEncoding(head.encoding, head.stored, head.top_k.k if head.top_k else None)
+        )
         for head in settings.heads
     }
     return {"rotations": settings.rotations, "encoding": had}

@@ -133,7 +133,7 @@ def _one_of(option: str, value: object, known: tuple[object, ...]) -> None:
         raise UsageError(f"{option} is {value!r}; expected one of {expected}")
 
 
-class _TokenRank(click.ParamType):
+class _TokenRank(click.ParamType):  # type: ignore[type-arg]
     name = "rank|full"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:

@@ -140,7 +140,7 @@ def wrap_model(
     import torch
 
     model = model.eval().requires_grad_(False)
-    model = model.to(device=device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     teacher = Teacher(
         spec=spec, model=model, device=device, precision=precision, digest=digest, members=members
     )
@@ -166,7 +166,9 @@ def _build(spec: TeacherSpec) -> nn.Module:
             if spec.library == "torchvision":
                 from torchvision import models
 
-                return models.get_model(spec.arch.removeprefix("tv:"), weights=spec.weights)
+                return models.get_model(  # type: ignore[no-any-return]
+                    spec.arch.removeprefix("tv:"), weights=spec.weights
+                )
             import timm
 
             # every output: timm would drop the classes that its configuration says, ours are kept

@@ -224,7 +224,7 @@ def _imagenet_classes(num_classes: int) -> tuple[str, ...] | None:
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": num_classes})
-    return tuple(ImageNetInfo(subset).label_names()) if subset else None
+    return tuple(ImageNetInfo(subset).label_names()) if subset else None  # type: ignore[no-untyped-call]
 
 
 def count_parameters(spec: TeacherSpec) -> int:

@@ -7,8 +7,7 @@ at; labelgen.tolerance says which differences arithmetic alone makes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,14 @@ import numpy.typing as npt
 import torch
 
 from labelgen.check_causes import other_pixels
+from labelgen.drawn_crops import (
+    CropSource,
+    DrawnCrop,
+    Floats,
+    Pixels,
+    drawn_crops,
+    labelled_rows,
+)
 from labelgen.extract.base import extractor_for
 from labelgen.forward import Forward, matmul_precision
 from labelgen.labelling import LOGITS
@@ -32,34 +39,15 @@ from labelgen.tolerance import (
     log_prob_tolerance,
     vectors_fit,
 )
-from labelgen.verify_report import CLUE_SHARE, VerifyReport, WrongCrop
-from storage.augment import replay_view
-from storage.codecs import TopKLabels
-from storage.errors import BadImage, StoreMismatch, UsageError
+from labelgen.verify_report import CLUE_SHARE, VerifyReport
+from storage.errors import StoreMismatch, UsageError
 from storage.format import differences
-from storage.images import ImageStatus, read_image
-from storage.label_stream import row_labels
-from storage.pixels import pad_image
 from storage.store import LabelStore
 from storage.teacher_record import TeacherRecord
-from storage.views import Views
 
-BATCH = 32  # crops forwarded together
 MOST_CROPS = 5000
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 Vectors = dict[str, dict[str, npt.NDArray[np.float32]]]  # by target path and part, [n, *shape]
-
-
-@dataclass(frozen=True, eq=False)
-class _Crop:
-    """One crop drawn: its pixels, or None where its image isn't the labelled one."""
-
-    row: int
-    view: int
-    pixels: Pixels | None
-    labels: TopKLabels
 
 
 def verify_labels(
@@ -95,10 +83,13 @@ def verify_labels(
         teacher=record.name, precision=teacher.precision, test=test,
         targets=tuple(plan.record.path for plan in plans),
     )  # fmt: skip
-    source, total = _Source(store, record, data), store.spec.num_views * _sound(store).size
+    source, total = (
+        CropSource(store, record, data),
+        store.spec.num_views * labelled_rows(store).size,
+    )
     outputs = _Outputs(teacher, plans)
     tolerance: Tolerance | None = None
-    for places in _drawn(store, min(most, total), seed):
+    for places in drawn_crops(store, min(most, total), seed):
         crops = [source.crop(row, view) for row, view in places]
         pixels = np.stack([source.blank if c.pixels is None else c.pixels for c in crops])
         logs, vectors = outputs(pixels)
@@ -165,86 +156,6 @@ def _check_teacher(store: LabelStore, teacher: Teacher) -> TeacherRecord:
     return known
 
 
-def _sound(store: LabelStore) -> npt.NDArray[np.intp]:
-    rows = np.flatnonzero(store.read_status() == ImageStatus.OK)
-    if not rows.size:
-        raise UsageError(f"{store.path} has no labelled image")
-    return rows
-
-
-def _drawn(store: LabelStore, count: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """`count` different crops in random order, BATCH at a time."""
-    rows, views = _sound(store), store.spec.num_views
-    total = rows.size * views
-    rng = np.random.default_rng([seed, total])
-    if total <= 1 << 20:
-        numbers = rng.permutation(total)[:count].tolist()
-    else:
-        seen: dict[int, None] = {}
-        while len(seen) < count:
-            seen.update(dict.fromkeys(rng.integers(0, total, count - len(seen)).tolist()))
-        numbers = list(seen)
-    for first in range(0, count, BATCH):
-        part = numbers[first : first + BATCH]
-        yield [(int(rows[number // views]), number % views) for number in part]
-
-
-class _Source:
-    """Crops of a store, cut again from its images."""
-
-    def __init__(self, store: LabelStore, record: TeacherRecord, data: Path) -> None:
-        self._store, self._record, self._data = store, record, data
-        self._table = store.read_images()
-        size = record.input_size
-        self.blank = np.zeros((size, size, 3), np.uint8)
-
-    def crop(self, row: int, view: int) -> _Crop:
-        """One crop with its stored label."""
-        views, labels = row_labels(self._store, self._record.name, row, view + 1)
-        picked = TopKLabels(labels.index[view], labels.code[view], labels.tail[view])
-        return _Crop(row, view, self._pixels(row, views, view), picked)
-
-    def wrong(self, crop: _Crop, why: str, logs: Floats, eps: float) -> WrongCrop:
-        """What is known of a wrong crop."""
-        spec = self._store.spec
-        others: tuple[int, ...] = ()
-        if why != "image":
-            others = self._fitting(crop, logs, eps)
-        return WrongCrop(
-            row=crop.row, view=crop.view, key=self._table.key[crop.row],
-            block=crop.row // spec.block_images, why=why, other_views=others,
-        )  # fmt: skip
-
-    def _fitting(self, crop: _Crop, logs: Floats, eps: float) -> tuple[int, ...]:
-        """Other views of the image whose labels would be right for the crop."""
-        codec, views = self._record.codec, self._store.spec.num_views
-        _, labels = row_labels(self._store, self._record.name, crop.row, views)
-        return tuple(
-            v
-            for v in range(views)
-            if v != crop.view
-            and label_fits(
-                codec, logs, TopKLabels(labels.index[v], labels.code[v], labels.tail[v]), eps
-            )
-            is None
-        )
-
-    def _pixels(self, row: int, views: Views, view: int) -> Pixels | None:
-        spec = self._store.spec
-        try:
-            found = read_image(self._data, self._table.key[row])
-            if found.digest != self._table.digest[row].tobytes():
-                return None
-            image = pad_image(found.rgb(), spec.pixel.padding)
-        except (OSError, BadImage):
-            return None
-        return replay_view(
-            image, views.box[view], bool(views.flip[view]), self._record.input_size,
-            spec.pixel.interpolation, spec.augment,
-            None if views.draw is None else views.draw[view],
-        )  # fmt: skip
-
-
 class _Outputs:
     """A teacher's log-probabilities and targets of a batch of crops."""
 
@@ -309,7 +220,7 @@ def _measure(
 
 
 def _settings_clue(
-    teacher: Teacher, record: TeacherRecord, wrong: Sequence[_Crop], eps: float
+    teacher: Teacher, record: TeacherRecord, wrong: Sequence[DrawnCrop], eps: float
 ) -> str | None:
     """Other settings of the teacher under which nearly all of these labels would be right."""
     cut = [(crop.pixels, crop.labels) for crop in wrong if crop.pixels is not None]
@@ -327,7 +238,7 @@ def _settings_clue(
 
 
 def _compare(
-    store: LabelStore, record: TeacherRecord, plans: Sequence[TargetPlan], crop: _Crop,
+    store: LabelStore, record: TeacherRecord, plans: Sequence[TargetPlan], crop: DrawnCrop,
     logs: Floats, vectors: Mapping[str, Mapping[str, npt.NDArray[np.float32]]], i: int,
     tolerance: Tolerance,
 ) -> str | None:  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from storage.cli_common import json_option, print_result, run_cli
-from storage.commands import archives, card, remote, reuse
+from storage.commands import archive_export, archive_import, card, remote, reuse
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,7 +16,7 @@ def cli() -> None:
     """
 
 
-for _part in (reuse, remote, archives, card):
+for _part in (reuse, remote, archive_import, archive_export, card):
     for _command in _part.COMMANDS:
         cli.add_command(_command)
 

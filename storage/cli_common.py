@@ -185,3 +185,9 @@ def sampler_from_options(
     if views == "centre":
         return CentreCrop(crop_ratio=crop_ratio, flip=flip)
     return RandomResizedCrop(scale=scale, ratio=ratio, flip_probability=0.5 if flip else 0.0)
+
+
+def show_blocks(done: int, blocks: int) -> None:
+    """Count blocks on a terminal, in one line."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {blocks} blocks", err=True, nl=done == blocks)

@@ -18,7 +18,8 @@ from storage.archives.fkd_export import EXPORT_TYPES, export_fkd, fkd_paths
 from storage.archives.importing import Declared, import_records
 from storage.archives.report import ImportReport
 from storage.archives.source import ArchiveSource
-from storage.commands.archives import export_group, import_group
+from storage.commands.archive_export import export_group
+from storage.commands.archive_import import import_group
 from storage.errors import StoreMismatch, TeachonceError, UsageError
 from storage.images import ImageStatus, scan_folder
 from storage.store import LabelStore

@@ -20,7 +20,7 @@ from storage.archives.source import ArchiveSource
 from storage.archives.sre2l import Sre2lRecords, parse_batch, sampler_orders, torch_randperm
 from storage.archives.tinyvit import TinyVitRecords, record_bytes, replay_crop_flip
 from storage.codecs import TopKLabels
-from storage.commands.archives import import_group
+from storage.commands.archive_import import import_group
 from storage.errors import TeachonceError, UsageError
 from storage.images import scan_folder
 from storage.verify import verify

@@ -13,7 +13,7 @@ from store_helpers import fill_store, make_block, make_spec, make_teacher
 
 from storage.archives.tables_export import export_parquet, export_webdataset
 from storage.codecs import TopKCodec, TopKLabels
-from storage.commands.archives import export_group
+from storage.commands.archive_export import export_group
 from storage.dictionary import DictionaryCodec
 from storage.errors import StoreError, UsageError
 from storage.sealing import seal

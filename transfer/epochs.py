@@ -36,7 +36,7 @@ def seeded_draws(seed: int, epoch: int, row: int) -> Iterator[None]:
     """Inside, torch draws what this seed, epoch and image always draw; outside nothing changes."""
     words = np.random.SeedSequence([seed, _DRAW_STREAM, epoch, row]).generate_state(2)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))
+        torch.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))
         yield
 
 
@@ -113,7 +113,7 @@ class _Wanted:
         return iter(self.keys)
 
 
-class _Drawn(Dataset):
+class _Drawn(Dataset[Any]):
     """Samples by (epoch, row)."""
 
     def __init__(self, samples: Samples, seed: int) -> None:

@@ -110,7 +110,7 @@ class _TaskLearner(nn.Module):
 def fine_tune(
     config: FineTuneConfig,
     model: nn.Module,
-    groups: list[dict],
+    groups: list[dict[str, Any]],
     data: EpochData,
     loss: Loss,
     out: Path,
@@ -162,7 +162,7 @@ class _FineTuning:
         self,
         config: FineTuneConfig,
         model: nn.Module,
-        groups: list[dict],
+        groups: list[dict[str, Any]],
         data: EpochData,
         out: Path,
         device: torch.device,
@@ -170,7 +170,7 @@ class _FineTuning:
     ) -> None:
         self._config, self._data, self._out, self._device = config, data, out, device
         self._world = world
-        self._model = model.to(device, memory_format=torch.channels_last)
+        self._model = model.to(device).to(memory_format=torch.channels_last)
         self._optimizer = optim.from_groups(config.optim, groups)
         self.state, self._seconds_before = RunState(), 0.0
         self._recorder: StepRecorder | None = None

@@ -104,7 +104,7 @@ def load_teacher_from(
     return load_teacher(spec, device=device, precision=precision)
 
 
-class _BatchSize(click.ParamType):
+class _BatchSize(click.ParamType):  # type: ignore[type-arg]
     name = "auto|N"
 
     def convert(

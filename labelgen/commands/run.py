@@ -93,7 +93,7 @@ def run(
         targets = options_from_cli(others)
         others["device"], cores = crew.place(others["device"])
         teacher = load_teacher_from(**others)
-        settings = {
+        settings: dict[str, Any] = {
             "crops": crops, "top_k": top_k, "seed": seed,
             "sampler": sampler, "augment": augment,
             "targets": targets, "keep_members": keep_members, "compiled": compiled,

@@ -22,7 +22,7 @@ NARROW_BITS, PRECISION = 15, 22  # int16 weights of pillow-simd; bits of Pillow'
 
 
 def _bilinear(x: Floats) -> Floats:
-    return np.maximum(1 - np.abs(x), 0)
+    return np.asarray(np.maximum(1 - np.abs(x), 0), np.float64)
 
 
 def _bicubic(x: Floats) -> Floats:
@@ -76,7 +76,7 @@ def resize_box(
     down = _weights(pixels.shape[0], top, tall, size, filter_name, kind)
     if kind in (AREA, AREA_LINEAR, POINTS):
         floats = np.einsum("ij,jkc->ikc", down, np.einsum("ij,kjc->kic", across, pixels))
-        return np.rint(floats).clip(0, 255).astype(np.uint8)
+        return np.asarray(np.rint(floats).clip(0, 255), np.uint8)
     rows = _pass(across, pixels.transpose(1, 0, 2).astype(np.float64), kind)
     return _pass(down, rows.transpose(1, 0, 2), kind).astype(np.uint8)
 
@@ -86,7 +86,7 @@ def nearest(pixels: Pixels, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     rows = ((np.arange(size) + 0.5) * height / size).astype(np.intp)
     columns = ((np.arange(size) + 0.5) * width / size).astype(np.intp)
-    return pixels[rows[:, None], columns]
+    return np.asarray(pixels[rows[:, None], columns])
 
 
 def _pass(weights: Floats, lines: Floats, kind: str) -> Floats:
@@ -109,13 +109,13 @@ def _weights(length: int, start: int, part: int, size: int, filter_name: str, ki
     """Weights float64 [size, length] of an axis whose pixels from `start` on, `part` of them, are
     resized."""
     scale = part / size
-    places = np.arange(length)
+    places = np.arange(length, dtype=np.float64)
     if kind == AREA_LINEAR:
         return _area_linear(length, start, part, size)
     if kind == AREA:
-        low = start + np.arange(size)[:, None] * scale
-        shared = np.minimum(low + scale, places + 1) - np.maximum(low, places)
-        return np.maximum(shared, 0) / scale
+        edges = start + np.arange(size)[:, None] * scale
+        shared = np.minimum(edges + scale, places + 1) - np.maximum(edges, places)
+        return np.asarray(np.maximum(shared, 0) / scale)
     function, radius = FILTERS[filter_name]
     wider = 1.0 if kind == POINTS else max(scale, 1.0)
     reach = radius * wider
@@ -126,11 +126,11 @@ def _weights(length: int, start: int, part: int, size: int, filter_name: str, ki
             taps = math.floor(centre - 0.5) + np.arange(
                 1 - math.ceil(radius), 1 + math.ceil(radius)
             )
-            values = function(taps + 0.5 - centre)
+            values = function(np.asarray(taps + 0.5 - centre, np.float64))
             np.add.at(found[i], np.clip(taps, start, start + part - 1), values)
         else:
             low, high = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), length)
-            found[i, low:high] = function((places[low:high] - centre + 0.5) / wider)
+            found[i, low:high] = function(np.asarray((places[low:high] - centre + 0.5) / wider))
         found[i] /= found[i].sum() or 1
     return found
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from storage.cli_common import print_result, reports
+from trainer.step_config import NORMS
 from transfer.options import FILE, Numbers, take_options, task_options
-from transfer.segment.settings import DECODERS, NORMS, TESTS
+from transfer.segment.settings import DECODERS, TESTS
 
+F = TypeVar("F", bound=Callable[..., Any])
 PUBLISHED = "[default: as published]"
 
 
-def _switch(name: str, text: str) -> Any:
+def _switch(name: str, text: str) -> Callable[[F], F]:
     return click.option(f"--{name}/--no-{name}", default=None, help=f"{text} {PUBLISHED}")
 
 

@@ -200,8 +200,8 @@ def _photo(raw: RawPhoto, index: dict[str, int], lines: list[tuple[str, str]]) -
         lines.append(("unreadable image", f"{raw.key}: unreadable image ({type(error).__name__})"))
         return None
     if raw.size is not None and raw.size != size:
-        why = "image of another size"
-        lines.append((why, f"{raw.key}: the file is {size[0]}x{size[1]}, its annotation says "
+        wrong = "image of another size"
+        lines.append((wrong, f"{raw.key}: the file is {size[0]}x{size[1]}, its annotation says "
                            f"{raw.size[0]}x{raw.size[1]}"))  # fmt: skip
         return None
     kept: list[tuple[tuple[float, ...], RawBox]] = []
@@ -236,7 +236,8 @@ def _judge(
     cut = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     if cut[2] <= cut[0] or cut[3] <= cut[1]:
         return OUTSIDE, None
-    if np.any(np.float32(cut[2:]) <= np.float32(cut[:2])):
+    stored = np.array(cut, np.float32)
+    if np.any(stored[2:] <= stored[:2]):
         return EMPTY, None
     return (CLIPPED if cut != box.corners else None), cut
 

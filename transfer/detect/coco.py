@@ -111,8 +111,9 @@ def _box(one: dict[str, Any], name: str, number: int, path: Path) -> RawBox:
 def _photo(
     one: dict[str, Any], number: int, boxes: tuple[RawBox, ...], images: Path, path: Path
 ) -> RawPhoto:
-    name, sides = one.get("file_name"), (one.get("width"), one.get("height"))
+    name, width, height = one.get("file_name"), one.get("width"), one.get("height")
     if not isinstance(name, str):
         raise UsageError(f"{path}: image {number} has no file_name")
-    stated = all(isinstance(side, int) and side > 0 for side in sides)
-    return RawPhoto(name, image_path(images, name, path), boxes, sides if stated else None)
+    stated = isinstance(width, int) and isinstance(height, int) and min(width, height) > 0
+    size = (int(width), int(height)) if stated else None  # type: ignore[arg-type]
+    return RawPhoto(name, image_path(images, name, path), boxes, size)

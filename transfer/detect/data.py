@@ -94,7 +94,7 @@ class TrainSamples:
         return pixels(image), target
 
 
-class JudgedPhotos(Dataset):
+class JudgedPhotos(Dataset[tuple[int, Tensor]]):
     """Photos to judge on: (row, pixels), at the test size."""
 
     def __init__(self, photos: Sequence[Photo], sizes: Sizes) -> None:

@@ -33,7 +33,7 @@ def collate(samples: list[tuple[Tensor, Tensor]]) -> SegmentBatch:
     return SegmentBatch(torch.stack(images), torch.stack(target))
 
 
-class _RandomFactor(v2.Transform):
+class _RandomFactor(v2.Transform):  # type: ignore[misc]
     """Both sides times one uniformly drawn factor."""
 
     def __init__(self, low: float, high: float) -> None:
@@ -49,7 +49,7 @@ class _RandomFactor(v2.Transform):
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-class _CropWithin(v2.Transform):
+class _CropWithin(v2.Transform):  # type: ignore[misc]
     """A random square, as much of it as lies in the image."""
 
     def __init__(self, side: int) -> None:

@@ -115,11 +115,12 @@ class Predictor:
         top, left = below // 2, right // 2
         padded = F.pad(image, (left, right - left, top, below - top))  # zeros: the mean colour
         places = window_places(padded.shape[1:], crop, self._settings.window_stride)
-        total = count = None
+        total: Tensor | None = None
+        count: Tensor | None = None
         for chunk in _chunks(places, _WINDOWS_AT_ONCE):
             windows = torch.stack([padded[:, y : y + crop, x : x + crop] for y, x in chunk])
             found = self._run(windows)
-            if total is None:
+            if total is None or count is None:
                 total = found.new_zeros(found.shape[1], *padded.shape[1:])
                 count = found.new_zeros(padded.shape[1:])
             for (y, x), one in zip(chunk, found, strict=True):
@@ -130,7 +131,7 @@ class Predictor:
 
     def _run(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        found = self._model(images).float().softmax(dim=1)
+        found: Tensor = self._model(images).float().softmax(dim=1)
         if self._settings.test_flip:
             mirrored = self._model(images.flip(3)).float().softmax(dim=1).flip(3)
             found = (found + mirrored) / 2
@@ -162,7 +163,7 @@ def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
         yield items[start : start + size]
 
 
-class _Images(Dataset):
+class _Images(Dataset[Any]):
     """Validation images with their masks, as they are."""
 
     def __init__(self, pairs: tuple[Pair, ...], table: ClassTable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -41,7 +42,9 @@ def load_segmenter(path: Path) -> tuple[Segmenter, StudentConfig, tuple[str, ...
             header = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         student = StudentConfig.from_json(header["student"])
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in header["segment"].items()}
+        lists: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in header["segment"].items()
+        }
         settings, names = SegmentSettings(**lists), tuple(str(n) for n in header["classes"])
         model = build_segmenter(Start(SCRATCH, student, None, SCRATCH), settings, len(names), 0)
         model.load_state_dict(tensors)

@@ -53,7 +53,10 @@ def _painted(pixels: Tensor, classes: Tensor, ignored: Tensor, num_classes: int)
     from torchvision.utils import draw_segmentation_masks
 
     masks = (classes[None] == torch.arange(num_classes)[:, None, None]) & ~ignored
-    return draw_segmentation_masks(pixels, masks, alpha=_ALPHA, colors=palette(num_classes))
+    painted: Tensor = draw_segmentation_masks(
+        pixels, masks, alpha=_ALPHA, colors=palette(num_classes)
+    )
+    return painted
 
 
 def _legend(width: int, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:

@@ -202,7 +202,7 @@ class _Runs:
         model = build_segmenter(start, settings, len(table.names), seed)
         with_norm(model, settings.norm, self._world)
         groups = [
-            *parameter_groups(config.optim, model.network.encoder),
+            *parameter_groups(config.optim, model.network.get_submodule("encoder")),
             *parameter_groups(config.optim, *model.heads(), lr_factor=settings.head_factor),
         ]
         predictor = Predictor(model, start.config, settings, self._device)

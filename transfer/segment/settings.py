@@ -160,7 +160,8 @@ def resolve(layout: str, arch: str, changes: dict[str, Any]) -> SegmentSettings:
         if layout == "cityscapes":
             preset = replace(preset, lr=0.006)
     given = {name: value for name, value in changes.items() if value is not None}
-    preset = replace(preset, **OPTIMIZERS.get(given.get("optimizer", "sgd"), {}))
+    usual: dict[str, Any] = OPTIMIZERS.get(given.get("optimizer", "sgd"), {})
+    preset = replace(preset, **usual)
     assert given.keys() <= {field.name for field in fields(SegmentSettings)}
     if "decoder" in given and "output_stride" not in given:
         given["output_stride"] = None

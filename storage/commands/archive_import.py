@@ -1,4 +1,4 @@
-"""labelstore import and export: the archives of other projects."""
+"""labelstore import: stores of labels that other projects published."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from storage.cli_common import (
-    json_option,
-    overwrite_option,
-    print_result,
-    resolve_data,
-)
+from storage.cli_common import json_option, print_result, resolve_data, show_blocks
 
 if TYPE_CHECKING:
     from storage.archives.importing import Declared, Records
@@ -32,11 +27,6 @@ def import_group() -> None:
     No pickle is ever run. Bad files are listed and their images masked; what a format doesn't say
     (teacher, pixels) is declared by options and written down as not verified.
     """
-
-
-@click.group("export")
-def export_group() -> None:
-    """Write a store in another project's format."""
 
 
 def _import_options(input_size: int, interpolation: str) -> Callable[[F], F]:
@@ -265,7 +255,7 @@ def _run(
     settings = _declared(seed=seed, **declared)
     with ArchiveSource(archive) as source:
         records = make(source, folder, report)
-        import_records(records, folder, Path(out), settings, report, _progress)
+        import_records(records, folder, Path(out), settings, report, show_blocks)
     if report_file:
         Path(report_file).write_text(json.dumps(report.to_json(), indent=2) + "\n")
     print_result(report.to_json(), as_json, report.text())
@@ -281,84 +271,4 @@ def _declared(*, class_names: str | None, **values: Any) -> Declared:
     return Declared(classes=classes, **values)
 
 
-def _progress(done: int, blocks: int) -> None:
-    import sys
-
-    if sys.stderr.isatty():
-        click.echo(f"\r{done} of {blocks} blocks", err=True, nl=done == blocks)
-
-
-@export_group.command("fkd")
-@click.argument("store", type=click.Path())
-@click.option("--out", type=click.Path(), required=True, help="Folder to write into.")
-@click.option("--label-type", default="marginal_smoothing_k5", show_default=True,
-              type=click.Choice(["marginal_smoothing_k5", "marginal_smoothing_k10",
-                                 "marginal_renorm_k5", "hard", "smoothing", "full"]),
-              help="FKD's name of the type.")  # fmt: skip
-@click.option("--dataset", default="imagenet", show_default=True, help="Name of the top folder.")
-@click.option("--split", default="train", show_default=True, help="Name of the folder below it.")
-@click.option("--teacher", default=None, help="Whose labels, if the store has several.")
-@overwrite_option
-@json_option
-def export_fkd(
-    store: str, out: str, label_type: str, dataset: str, split: str, teacher: str | None,
-    overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """FKD label files, which its own loader reads."""
-    from storage.archives.fkd_export import export_fkd as export
-    from storage.remote import open_any
-
-    report = export(
-        open_any(store), Path(out), label_type=label_type, dataset=dataset, split=split,
-        teacher=teacher, overwrite=overwrite, progress=_progress,
-    )  # fmt: skip
-    _print_export(report, as_json)
-
-
-def _tables_options(command: F) -> F:
-    options = (
-        click.argument("store", type=click.Path()),
-        click.option("--out", type=click.Path(), required=True, help="Folder to write into."),
-        click.option("--shard-images", type=click.IntRange(1), default=1000, show_default=True,
-                     help="Images in one file."),
-        click.option("--teacher", default=None, help="Whose labels, if the store has several."),
-        overwrite_option,
-        json_option,
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@export_group.command("webdataset")
-@_tables_options
-def export_webdataset(store: str, out: str, as_json: bool, **options: Any) -> None:
-    """Tar shards with <number>.json and <number>.npz an image."""
-    from storage.archives.tables_export import export_webdataset as export
-    from storage.remote import open_any
-
-    found = export(open_any(store), Path(out), progress=_progress, **options)
-    _print_export(found, as_json)
-
-
-@export_group.command("parquet")
-@_tables_options
-def export_parquet(store: str, out: str, as_json: bool, **options: Any) -> None:
-    """Parquet tables, a row an image (needs pyarrow)."""
-    from storage.archives.tables_export import export_parquet as export
-    from storage.remote import open_any
-
-    found = export(open_any(store), Path(out), progress=_progress, **options)
-    _print_export(found, as_json)
-
-
-def _print_export(report: Any, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    text = f"{report.out}: {report.files} files, {report.bytes:,} bytes"
-    if report.skipped:
-        text += f"; {len(report.skipped)} images without labels left out"
-    print_result(asdict(report), as_json, text)
-
-
-COMMANDS = [import_group, export_group]
+COMMANDS = [import_group]
