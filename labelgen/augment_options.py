@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from storage.cli_common import with_options
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ _OPTIONS = (
 
 def augment_options(command: F) -> F:
     """--randaugment, --colour-jitter, --lighting, --erasing; see `augment_from_options`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(_OPTIONS)(command)
 
 
 def take_augment(options: dict[str, Any]) -> Augment | None:

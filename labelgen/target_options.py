@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from storage.cli_common import with_options
 from storage.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -199,9 +200,7 @@ _OPTIONS = (
 
 def target_options(command: F) -> F:
     """--features, --heads, --tokens, --dense and what belongs to them; see `options_from_cli`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(_OPTIONS)(command)
 
 
 def options_from_cli(values: dict[str, Any]) -> TargetOptions | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,6 +112,17 @@ def overwrite_option(command: F) -> F:
                         help="Replace what exists at the output.")(command)  # fmt: skip
 
 
+def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[F], F]:
+    """Options and arguments shared by commands, which get them in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def view_options(command: F) -> F:
     """--views and what it needs: how views are drawn; see `sampler_from_options`."""
     options = (
@@ -158,9 +169,7 @@ def view_options(command: F) -> F:
             help="Mirror half of the crops (random-resized-crop, centre).",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(options)(command)
 
 
 def take_sampler(options: dict[str, Any]) -> RandomResizedCrop | PaddedCrop | CentreCrop:

@@ -15,6 +15,7 @@ from storage.cli_common import (
     json_option,
     overwrite_option,
     seed_option,
+    with_options,
     workers_option,
 )
 from trainer.config import PRECISIONS, default_precision
@@ -91,9 +92,7 @@ def task_options(command: F) -> F:
         overwrite_option,
         json_option,
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(options)(command)
 
 
 def take_options(options: dict[str, Any]) -> TaskOptions:

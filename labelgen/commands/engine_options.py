@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from storage.cli_common import with_options
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ class CommandWithWords(click.Command):
 
 def engine_options(command: F) -> F:
     """--processes, --engine and theirs; the values go to `Engine`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(_OPTIONS)(command)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from storage.cli_common import DEFAULT_STORE
+from storage.cli_common import DEFAULT_STORE, with_options
 
 if TYPE_CHECKING:
     from labelgen.teacher import Teacher
@@ -45,8 +45,7 @@ def teacher_options(required: bool) -> Callable[[F], F]:
     """--teacher and all that describes one; the values go to `load_teacher_from`."""
 
     def decorate(command: F) -> F:
-        for option in reversed(_TEACHER_OPTIONS):
-            command = option(command)
+        command = with_options(_TEACHER_OPTIONS)(command)
         return click.option(
             "--teacher", "teacher_name", required=required, metavar="NAME",
             help="Alias (r152), tv:NAME@WEIGHTS, timm:NAME, hf-hub:REPO@REV, local-dir:FOLDER, "
@@ -69,12 +68,7 @@ def label_options(out_help: str) -> Callable[[F], F]:
                      help="Classes kept a label [default: 10, or all if there are fewer]."),
     )  # fmt: skip
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(options)
 
 
 def load_teacher_from(
@@ -124,9 +118,7 @@ def batch_options(command: F) -> F:
         click.option("--keep-members", is_flag=True,
                      help="Keep labels of each of an ensemble's teachers too."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(options)(command)
 
 
 @contextmanager

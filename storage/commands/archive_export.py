@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 
 import click
 
-from storage.cli_common import json_option, overwrite_option, print_result, show_blocks
+from storage.cli_common import (
+    json_option,
+    overwrite_option,
+    print_result,
+    show_blocks,
+    with_options,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,9 +61,7 @@ def _tables_options(command: F) -> F:
         overwrite_option,
         json_option,
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(options)(command)
 
 
 @export_group.command("webdataset")

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from storage.cli_common import json_option, print_result, resolve_data, show_blocks
+from storage.cli_common import (
+    json_option,
+    print_result,
+    resolve_data,
+    show_blocks,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from storage.archives.importing import Declared, Records
@@ -54,12 +60,7 @@ def _import_options(input_size: int, interpolation: str) -> Callable[[F], F]:
         json_option,
     )  # fmt: skip
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(options)
 
 
 _CLASSES = click.option("--num-classes", type=click.IntRange(2), default=1000, show_default=True,

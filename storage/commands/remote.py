@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from storage.cli_common import json_option, overwrite_option, print_result
+from storage.cli_common import json_option, overwrite_option, print_result, with_options
 from storage.commands.reuse import view_range
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,9 +28,7 @@ def cache_options(command: F) -> F:
             help="Bytes to keep there; the least recently used files go first.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(options)(command)
 
 
 @click.command()
