@@ -18,8 +18,9 @@ from transfer.detect import settings as detect_settings
 from transfer.detect.boxes import PhotoSet
 from transfer.detect.evaluate import find
 from transfer.detect.model import build_detector
+from transfer.detect.presets import PRESETS
 from transfer.detect.run import DetectRequest, run_detect
-from transfer.detect.settings import PRESETS, DetectOptions, resolve
+from transfer.detect.settings import DetectOptions, resolve
 from transfer.options import TaskOptions
 from transfer.results import read_results
 
@@ -221,12 +222,12 @@ def test_all_else_goes_over_a_preset():
 
 
 def test_the_commands_choices_are_those_of_the_settings():
-    assert tuple(PRESETS) == command.PRESETS
     chosen = {o.name: o for o in command.detect.params}
     defaults = DetectOptions()
     for name in ("detector", "width", "anchor", "freeze_stages", "optimizer", "weight_decay",
                  "longest", "flip", "overlays", "preset"):  # fmt: skip
         assert chosen[name].default == getattr(defaults, name), name
+    assert tuple(chosen["preset"].type.choices) == tuple(PRESETS)
     assert tuple(chosen["optimizer"].type.choices) == tuple(detect_settings.RATES)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from storage.errors import UsageError
 from trainer import models
 from transfer.detect.maps import STRIDES, find_maps
-from transfer.detect.model import DetectorConfig, build_detector
+from transfer.detect.model import build_detector
+from transfer.detect.presets import DetectorConfig
 
 R18_MAPS = ("layer1", "layer2", "layer3", "layer4")
 

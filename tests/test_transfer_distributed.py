@@ -26,7 +26,8 @@ from trainer.norms import check_norm, with_norm
 from trainer.optim import parameter_groups
 from trainer.step_config import OptimConfig, ScheduleConfig
 from transfer.classify import ClassifyRequest, run_classify
-from transfer.detect.model import DetectorConfig, build_detector
+from transfer.detect.model import build_detector
+from transfer.detect.presets import DetectorConfig
 from transfer.detect.run import DetectRequest, run_detect
 from transfer.detect.settings import DetectOptions
 from transfer.epochs import EpochBatches

@@ -8,10 +8,8 @@ from typing import Any
 import click
 
 from storage.cli_common import print_result, reports
+from transfer.detect.presets import DETECTORS, HEADS, NORMS, PRESETS
 from transfer.options import FILE, Numbers, take_options, task_options
-
-# Of transfer.detect, kept here so that --help imports nothing.
-PRESETS = ("short", "coco-1x", "kdep-coco-r18", "kdep-coco-mnv2", "kdep-voc-r18", "kdep-voc-mnv2")
 
 
 @click.command()
@@ -23,14 +21,14 @@ PRESETS = ("short", "coco-1x", "kdep-coco-r18", "kdep-coco-mnv2", "kdep-voc-r18"
               help="Validation photos, likewise [default: the list val of --data].")  # fmt: skip
 @click.option("--images", type=FILE, help="Folder of a COCO file's photos.")
 @click.option("--val-images", type=FILE, help="Of --val's [default: --images].")
-@click.option("--preset", type=click.Choice(PRESETS), default="short", show_default=True,
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="short", show_default=True,
               help="Published settings; all other options go over them.")  # fmt: skip
-@click.option("--detector", type=click.Choice(["faster-rcnn", "retinanet", "fcos"]),
+@click.option("--detector", type=click.Choice(DETECTORS),
               default="faster-rcnn", show_default=True)  # fmt: skip
-@click.option("--head", type=click.Choice(["fpn", "c4"]),
+@click.option("--head", type=click.Choice(HEADS),
               help="c4: the student's last stage is the head (ResNets) [default: the preset's].",
               )  # fmt: skip
-@click.option("--norm", type=click.Choice(["batch", "sync", "frozen"]),
+@click.option("--norm", type=click.Choice(NORMS),
               help="Batch norms of the student over each process's own photos, sync: over those of "
               "all processes (with one both are the same), or as they came [default: the "
               "preset's].")  # fmt: skip

@@ -20,58 +20,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from trainer import step_config
-from trainer.checks import require
 from trainer.config import StudentConfig
 from transfer.detect.maps import STRIDES, Maps, find_maps, last_stage, module_root
+from transfer.detect.presets import DetectorConfig
 
-DETECTORS = ("faster-rcnn", "retinanet", "fcos")
-HEADS = ("fpn", "c4")
-NORMS = (*step_config.NORMS, "frozen")
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 FINEST = {"faster-rcnn": 4, "retinanet": 8, "fcos": 8}  # stride of the first map that is used
 SURE, DETECTIONS = 0.05, 100  # boxes handed on: from this score, at most so many a photo
 LEVELS = 5
-GROUPS = 32  # of FCOS's group norms
 POOLED, SAMPLES = 7, 2  # of RoI align: side, points a bin and axis
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
-    """Which detector.
-
-    Attributes:
-        norm: batch norms of the student: of each process's part of every `batch`, of all of it
-            (`sync`, see `trainer.norms.with_norm`), or `frozen` as they came.
-        freeze_stages: 0 to 3; the stem and that many stages don't learn, norms included.
-        width: channels of the pyramid. anchor: side in pixels of the smallest anchors.
-    """
-
-    detector: str = "faster-rcnn"
-    head: str = "fpn"
-    norm: str = "batch"
-    freeze_stages: int = 0
-    width: int = 256
-    anchor: int = 32
-
-    def __post_init__(self) -> None:
-        for name, known in (("detector", DETECTORS), ("head", HEADS), ("norm", NORMS)):
-            value = getattr(self, name)
-            require(value in known, f"--{name} is {value!r}; expected one of {', '.join(known)}")
-        require(0 <= self.freeze_stages <= 3, f"--freeze-stages is {self.freeze_stages}; 0 to 3")
-        require(
-            self.width % GROUPS == 0 and GROUPS <= self.width <= 1024,
-            f"--width is {self.width}; expected a multiple of {GROUPS} up to 1024",
-        )
-        require(
-            self.width > GROUPS or self.detector != "fcos",
-            f"--width is {self.width}; FCOS normalises {GROUPS} groups: expected more channels",
-        )
-        require(4 <= self.anchor <= 512, f"--anchor is {self.anchor}; expected 4 to 512 pixels")
-        require(
-            self.head == "fpn" or self.detector == "faster-rcnn",
-            f"--head c4 is Faster R-CNN's; {self.detector} takes --head fpn",
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,42 +10,13 @@ from trainer.checks import require
 from trainer.config import PRECISIONS
 from trainer.step_config import OptimConfig, ScheduleConfig
 from transfer.detect.data import Sizes
-from transfer.detect.model import DetectorConfig
+from transfer.detect.presets import PRESETS, DetectorConfig, Preset
 from transfer.options import TaskOptions
 
 PUBLISHED_BATCH = 16  # photos, for which the learning rates are
 RATES = {"sgd": 0.02, "adamw": 1e-4}
 WARMUP_START = 1e-3  # share of the peak where the warm-up begins
-COCO_SIDES, VOC_SIDES = tuple(range(640, 801, 32)), tuple(range(480, 801, 32))
 TEST_SIDE, LONGEST = 800, 1333
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """What is published. iterations None: `epochs` count; warmup in iterations.
-
-    falls: shares of the run after which the rate falls to a tenth.
-    """
-
-    head: str = "fpn"
-    norm: str = "batch"
-    iterations: int | None = None
-    epochs: int = 12
-    falls: tuple[float, ...] = (2 / 3, 8 / 9)
-    warmup: int = 1000
-    short_sides: tuple[int, ...] = COCO_SIDES
-
-
-_COCO: dict[str, Any] = {"iterations": 90_000}
-_VOC: dict[str, Any] = {"iterations": 18_000, "warmup": 100, "short_sides": VOC_SIDES}
-PRESETS = {
-    "short": Preset(warmup=100, short_sides=VOC_SIDES),
-    "coco-1x": Preset(**_COCO),
-    "kdep-coco-r18": Preset(**_COCO, head="c4", norm="sync"),
-    "kdep-coco-mnv2": Preset(**_COCO, norm="frozen"),
-    "kdep-voc-r18": Preset(**_VOC, head="c4", norm="sync"),
-    "kdep-voc-mnv2": Preset(**_VOC, norm="frozen"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
