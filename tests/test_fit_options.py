@@ -17,6 +17,7 @@ from trainer import evaluate as evaluation
 from trainer import fit
 from trainer.config import LabelConfig, StudentConfig, TrainConfig
 from trainer.learner import Learner
+from trainer.method_config import MixConfig
 from trainer.metrics import read_metrics
 from trainer.pass_config import ResolutionConfig
 
@@ -117,14 +118,26 @@ def test_a_compiled_student_follows_the_sizes_to_the_same_bits(world, tmp_path, 
     assert_equal(tensors(tmp_path / "plain", STUDENT), tensors(tmp_path / "compiled", STUDENT))
 
 
-def test_sizes_that_tokens_cannot_follow_are_refused(world, tmp_path):
+def two_epochs(method, **sections):
+    return TrainConfig(
+        method=method, labels=LabelConfig(), epochs=2, batch_size=4, views_per_image=1,
+        data_identity="",
+        student=StudentConfig(arch="r18", num_classes=3, input_size=224, mean=(0.5,) * 3,
+                              std=(0.5,) * 3, interpolation="bilinear", classes=None),
+        **sections,
+    )  # fmt: skip
+
+
+def test_sizes_that_tokens_cannot_follow_are_refused():
     with pytest.raises(UsageError, match=r"scalekd learns from tokens of a fixed grid"):
-        TrainConfig(
-            method="scalekd", labels=LabelConfig(), epochs=2, batch_size=4, views_per_image=1,
-            data_identity="", resolution=ResolutionConfig(start=160, end=224, end_epoch=1),
-            student=StudentConfig(arch="r18", num_classes=3, input_size=224, mean=(0.5,) * 3,
-                                  std=(0.5,) * 3, interpolation="bilinear", classes=None),
-        )  # fmt: skip
+        two_epochs("scalekd", resolution=ResolutionConfig(start=160, end=224, end_epoch=1))
+
+
+def test_a_run_that_would_end_before_anything_is_mixed_is_refused():
+    with pytest.raises(UsageError, match=r"mix.off_epochs is 2 of 2 epochs, .* train for more"):
+        two_epochs("fkd", mix=MixConfig(kind="cutmix", off_epochs=2))
+    assert two_epochs("fkd", mix=MixConfig(kind="cutmix", off_epochs=1)).mix.off_epochs == 1
+    assert two_epochs("fkd", mix=MixConfig(off_epochs=2)).mix.kind == "none"
 
 
 def test_other_sizes_and_used_up_views_are_said_once_and_counted(world, tmp_path, capsys):
