@@ -15,7 +15,7 @@ from trainer.replay.encode import MODE_JPEG
 from trainer.replay.jit import kernel
 from trainer.replay.resample import canvas_bytes, cut
 
-# What happened to a row, written beside its pixels (a failed row's pixels are zeros).
+# What happened to a row, written beside its pixels (a failed row's are zeros; not after RAISED).
 DECODED = 0
 MASKED = 1  # the beton has no pixels for the row; the caller should not have asked for it
 UNDECODABLE = 2  # libjpeg-turbo refused, or warned where it did not when the beton was packed
