@@ -38,6 +38,11 @@ class DrawnCrop:
 
 
 def labelled_rows(store: LabelStore) -> npt.NDArray[np.intp]:
+    """Rows of a store's images that have labels.
+
+    Raises:
+        UsageError: there are none.
+    """
     rows = np.flatnonzero(store.read_status() == ImageStatus.OK)
     if not rows.size:
         raise UsageError(f"{store.path} has no labelled image")

@@ -83,10 +83,8 @@ def verify_labels(
         teacher=record.name, precision=teacher.precision, test=test,
         targets=tuple(plan.record.path for plan in plans),
     )  # fmt: skip
-    source, total = (
-        CropSource(store, record, data),
-        store.spec.num_views * labelled_rows(store).size,
-    )
+    source = CropSource(store, record, data)
+    total = store.spec.num_views * labelled_rows(store).size
     outputs = _Outputs(teacher, plans)
     tolerance: Tolerance | None = None
     for places in drawn_crops(store, min(most, total), seed):

@@ -13,7 +13,6 @@ from trainer.replay.jit import CACHE
 OUTER = """
 from pathlib import Path
 import numba
-from numba.core import caching
 from trainer.replay.jit import keep_together
 
 here = Path(__file__).parent

@@ -116,10 +116,10 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.02)
 
 
-def test_run_killed_three_times_gives_the_same_root(
+def test_run_killed_five_times_gives_the_same_root(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    kill_and_resume(tmp_path, environment, kills=3)
+    kill_and_resume(tmp_path, environment, kills=5)
 
 
 @pytest.mark.long

@@ -130,7 +130,7 @@ def _weights(length: int, start: int, part: int, size: int, filter_name: str, ki
             np.add.at(found[i], np.clip(taps, start, start + part - 1), values)
         else:
             low, high = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), length)
-            found[i, low:high] = function(np.asarray((places[low:high] - centre + 0.5) / wider))
+            found[i, low:high] = function((places[low:high] - centre + 0.5) / wider)
         found[i] /= found[i].sum() or 1
     return found
 

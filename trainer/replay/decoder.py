@@ -40,10 +40,10 @@ class ReplayDecoder(Operation):
 
     Args:
         box, flip, draw: the epoch's tables, uint16 [rows, V, 4], uint8 [rows, V] and int16
-            [rows, V, D], C-contiguous. Their addresses are compiled in: the owner keeps the
-            arrays alive and refills them in place between epochs, never during one.
+            [rows, V, D], C-contiguous. The compiled code has their addresses: the owner keeps
+            the arrays alive and refills them in place between epochs, never during one.
         size, interpolation, padding: the pixel contract's.
-        program: what is done with the draws (`compile_program`).
+        program: what is done with the draws (`compile_program`); kept alive likewise.
     Output: a tuple (uint8 [B, V, S, S, 3], digest uint8 [B, 32], status uint8 [B]).
     """
 
@@ -59,9 +59,7 @@ class ReplayDecoder(Operation):
         program: np.ndarray,
     ) -> None:
         super().__init__()
-        self.box, self.flip, self.draw = box, flip, draw
-        self.program = program
-        self.size, self.padding = size, padding
+        self.size, self._views = size, box.shape[1]
         self._next = np.zeros(1, np.int64)  # place of the next image in the batch at work
         self._tables = np.array(
             [
@@ -75,7 +73,7 @@ class ReplayDecoder(Operation):
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, ...]]:
         """Called by FFCV: memory of one batch slot."""
-        views = (self.box.shape[1], self.size, self.size, 3)
+        views = (self._views, self.size, self.size, 3)
         kind = np.dtype("u1")
         state = replace(previous_state, jit_mode=True, shape=views, dtype=kind)
         return state, tuple(AllocationQuery(shape, kind) for shape in (views, (32,), ()))

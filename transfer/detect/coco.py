@@ -114,6 +114,7 @@ def _photo(
     name, width, height = one.get("file_name"), one.get("width"), one.get("height")
     if not isinstance(name, str):
         raise UsageError(f"{path}: image {number} has no file_name")
-    stated = isinstance(width, int) and isinstance(height, int) and min(width, height) > 0
-    size = (int(width), int(height)) if stated else None  # type: ignore[arg-type]
+    size = None
+    if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+        size = width, height
     return RawPhoto(name, image_path(images, name, path), boxes, size)
